@@ -1,0 +1,178 @@
+# Functions that the recipes share: options, stages, jobs. Sourced, after `set -euo pipefail`.
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # stage, stop_stage, skip_stages, ngpu: options of the caller
+
+log() { echo "$(date '+%H:%M:%S') $*"; }
+die() { echo "error: $*" >&2; exit 1; }
+
+# ---------------------------------------------------------------------------------- options
+# opt NAME DEFAULT HELP: declare --NAME; $NAME holds its value.
+declare -A _opt_help=()
+_opt_names=()
+opt() {
+    _opt_names+=("$1")
+    _opt_help[$1]=$3
+    printf -v "$1" '%s' "$2"
+}
+
+# The values printed are those given so far: a recipe's run.sh passes its choices first.
+print_options() {
+    local name
+    for name in "${_opt_names[@]}"; do
+        printf '  --%-22s %s (default: %s)\n' "$name" "${_opt_help[$name]}" "${!name:-none}"
+    done
+    printf '  --%-22s %s\n' config "YAML file of options, name: value" help "print this and exit"
+}
+
+_set_option() {  # _set_option NAME VALUE WHERE
+    [ -n "${_opt_help[$1]+set}" ] || die "$3: unknown option --$1; --help lists the options"
+    printf -v "$1" '%s' "$2"
+}
+
+# parse_options "$@": the options declared by opt; later ones win. Values from --config FILE.yaml
+# count at the place where it stands.
+parse_options() {
+    local name pairs key value
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --help)
+                echo "Usage: $0 [options]"
+                print_options
+                exit 0
+                ;;
+            --*) name=${1#--} ;;
+            *) die "unexpected argument: $1; options look like --name value" ;;
+        esac
+        [ $# -ge 2 ] || die "option --$name needs a value"
+        if [ "$name" = config ]; then
+            pairs=$(mktemp)
+            (. ./path.sh && python3 -m posinv.bin.recipe_options "$2") > "$pairs" || { rm -f "$pairs"; exit 1; }
+            while IFS= read -r -d '' key && IFS= read -r -d '' value; do
+                _set_option "$key" "$value" "$2"
+            done < "$pairs"
+            rm -f "$pairs"
+        else
+            _set_option "$name" "$2" "$0"
+        fi
+        shift 2
+    done
+}
+
+# ----------------------------------------------------------------------------------- stages
+# run_stage NUMBER TITLE FUNCTION: run FUNCTION if --stage, --stop_stage and --skip_stages say
+# so; one line before and one, with the time it took, after. What FUNCTION prints is shown.
+run_stage() {
+    local number=$1 title=$2 function=$3 start=$SECONDS
+    if [ "$number" -lt "$stage" ] || [ "$number" -gt "$stop_stage" ]; then
+        return
+    fi
+    if [[ " $skip_stages " == *" $number "* ]]; then
+        log "stage $number: $title: skipped (--skip_stages)"
+        return
+    fi
+    log "stage $number: $title"
+    _stage_title="stage $number ($title)"
+    "$function"
+    log "stage $number: done in $((SECONDS - start)) s"
+}
+
+# ------------------------------------------------------------------------------------- jobs
+# run_logged LOG COMMAND [ARG ...]: run COMMAND with its output in LOG; when it fails, name LOG
+# and show what it ended with.
+run_logged() {
+    local log=$1
+    shift
+    mkdir -p "$(dirname "$log")"
+    {
+        printf '# %s\n#' "$(date -u '+%Y-%m-%d %H:%M:%S UTC')"
+        printf ' %q' "$@"
+        printf '\n'
+    } > "$log"
+    if ! "$@" >> "$log" 2>&1 < /dev/null; then
+        local cause
+        cause=$(grep -a ' error: \|Error: \|^error: ' "$log" | tail -n 1 || true)
+        echo "error: ${_stage_title:-a command} failed; log: $log" >&2
+        echo "${cause:-$(tail -n 1 "$log")}" >&2
+        return 1
+    fi
+}
+
+# queue COMMAND [ARG ...]: run COMMAND, a function or program that logs on its own, in the
+# background, at most $max_jobs (see set_max_jobs) at once. wait_jobs waits for all of them and
+# fails if one failed.
+_job_pids=()
+max_jobs=1
+set_max_jobs() {
+    max_jobs=$1
+    # The jobs share the processors.
+    OMP_NUM_THREADS=$(($(nproc) / max_jobs > 0 ? $(nproc) / max_jobs : 1))
+    export OMP_NUM_THREADS
+}
+
+queue() {
+    while [ "$(jobs -rp | wc -l)" -ge "$max_jobs" ]; do
+        sleep 0.2
+    done
+    "$@" &
+    _job_pids+=($!)
+}
+
+wait_jobs() {
+    local pid failed=0
+    for pid in "${_job_pids[@]}"; do
+        wait "$pid" || failed=$((failed + 1))
+    done
+    _job_pids=()
+    set_max_jobs 1
+    if [ "$failed" -gt 0 ]; then
+        die "${_stage_title:-jobs}: $failed of the jobs failed"
+    fi
+}
+
+# ------------------------------------------------------------------------------------ files
+# require FILE WHAT: fail with one line unless FILE is there.
+require() {
+    [ -e "$1" ] || die "$1: not found: $2"
+}
+
+# train DIR INPUT ... -- COMMAND [ARG ...]: an ESPnet training in DIR (COMMAND gets --output_dir),
+# with DIR/train.log. DIR/run.sh keeps the command and the checksums of the INPUT files. The same
+# training again is resumed where it stopped, or kept if it was finished; another command, or
+# other inputs, in the same DIR is an error. --ngpu may differ.
+train() {
+    local dir=$1 inputs=() sums record
+    shift
+    while [ "$1" != -- ]; do
+        inputs+=("$1")
+        shift
+    done
+    shift
+    mkdir -p "$dir"
+    sums=$(cksum -- "${inputs[@]}") || die "${_stage_title:-training}: $dir: an input can't be read"
+    record=$(
+        echo '#!/usr/bin/env bash'
+        echo "# What made this directory; run in $PWD, after . ./path.sh"
+        echo "# Its inputs, as cksum has them:"
+        echo "#   ${sums//$'\n'/$'\n'#   }"
+        printf '%q ' "$@" --output_dir "$dir"
+    )
+    if [ -e "$dir/run.sh" ]; then
+        if [ "$(cat "$dir/run.sh")" != "$record" ]; then
+            diff "$dir/run.sh" <(echo "$record") >&2 || true
+            die "$dir was made by another command or from other inputs (above); remove it, or choose another --expdir"
+        fi
+        if [ -e "$dir/finished" ]; then
+            log "$dir: finished already, by this command from these inputs: kept"
+            return
+        fi
+        log "$dir: resuming"
+        if [ -e "$dir/train.log" ]; then
+            mv "$dir/train.log" "$dir/train.before-$(date -u +%Y%m%d-%H%M%S).log"
+        fi
+    else
+        echo "$record" > "$dir/run.sh"
+        chmod +x "$dir/run.sh"
+    fi
+    run_logged "$dir/train.log" "$@" --output_dir "$dir" --ngpu "$ngpu"
+    touch "$dir/finished"
+}

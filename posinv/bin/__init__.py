@@ -1,0 +1,1 @@
+"""One thin command-line module per command: ``python -m posinv.bin.<command>``."""

@@ -1,0 +1,99 @@
+"""Greedy CTC decoding of trained heads, as SUPERB scores them: best path, no language model.
+
+One process decodes one list with every head it is given, since starting one takes longer than
+decoding a small test set does.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from espnet2.text.build_tokenizer import build_tokenizer
+from espnet2.text.token_id_converter import TokenIDConverter
+from tqdm import tqdm
+
+from posinv.audio import read_audio
+from posinv.bin.cli import run
+from posinv.datadir import read_table, write_table
+from posinv.errors import InputError
+from posinv.frontend import SAMPLING_RATE
+from posinv.tasks.asr import ASRTask
+
+
+class Head:
+    """A trained ASR model of ESPnet's, decoded by its CTC layer alone.
+
+    Args:
+        directory: what ``asr_train`` left: ``config.yaml`` and the checkpoint.
+        checkpoint: the checkpoint's name.
+        device: where to run.
+
+    Raises:
+        InputError: a missing file, or a model without CTC.
+    """
+
+    def __init__(self, directory: Path, checkpoint: str, device: str) -> None:
+        for path in (directory / "config.yaml", directory / checkpoint):
+            if not path.is_file():
+                raise InputError(f"--heads {directory}: no {path.name}; was its training run?")
+        self.model, args = ASRTask.build_model_from_file(
+            str(directory / "config.yaml"), str(directory / checkpoint), device
+        )
+        if self.model.ctc is None:
+            raise InputError(f"--heads {directory}: trained without CTC (ctc_weight 0)")
+        self.model.eval()
+        self.converter = TokenIDConverter(token_list=args.token_list)
+        self.tokenizer = build_tokenizer(token_type=args.token_type, bpemodel=args.bpemodel)
+
+    @torch.inference_mode()
+    def decode(self, waves: torch.Tensor, lengths: torch.Tensor) -> list[str]:
+        """Return the texts of ``waves (B, T)``, sorted by descending ``lengths (B,)``."""
+        encoded, frame_lengths = self.model.encode(waves, lengths)
+        best = self.model.ctc.argmax(encoded)
+        texts = []
+        for path, length in zip(best, frame_lengths.tolist(), strict=True):
+            tokens = path[:length].unique_consecutive()
+            tokens = tokens[tokens != self.model.blank_id].tolist()
+            texts.append(self.tokenizer.tokens2text(self.converter.ids2tokens(tokens)))
+        return texts
+
+
+def main() -> None:
+    """Decode one list with every head; write ``<head>/<output_name>`` each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--heads", nargs="+", type=Path, required=True, help="training directories")
+    parser.add_argument("--checkpoint", default="valid.cer_ctc.best.pth", help="its name in each")
+    parser.add_argument("--wav_scp", type=Path, required=True, help="what to decode, 16 kHz")
+    parser.add_argument("--output_name", default="decode/text", help="where to write, in each head")
+    parser.add_argument("--batch_size", type=int, default=8, help="utterances decoded together")
+    parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
+    args = parser.parse_args()
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
+
+    device = "cuda" if args.ngpu else "cpu"
+    heads = [Head(directory, args.checkpoint, device) for directory in args.heads]
+    entries = list(read_table(args.wav_scp).items())
+    texts: list[dict[str, str]] = [{} for _ in heads]
+    for start in tqdm(range(0, len(entries), args.batch_size), desc="decode", unit="batch"):
+        batch = {
+            utt: torch.from_numpy(read_audio(entry, SAMPLING_RATE))
+            for utt, entry in entries[start : start + args.batch_size]
+        }
+        utts = sorted(batch, key=lambda utt: -batch[utt].numel())
+        waves = torch.nn.utils.rnn.pad_sequence([batch[utt] for utt in utts], batch_first=True)
+        lengths = torch.tensor([batch[utt].numel() for utt in utts])
+        for head, text in zip(heads, texts, strict=True):
+            decoded = head.decode(waves.to(device), lengths.to(device))
+            text.update(zip(utts, decoded, strict=True))
+    for directory, text in zip(args.heads, texts, strict=True):
+        path = directory / args.output_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(path, text)
+        logging.info("%d utterances decoded: %s", len(text), path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,50 @@
+"""Print a YAML file of recipe options for the shell: name and value in turn, each ended by NUL."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from posinv.bin.cli import run
+from posinv.errors import InputError
+
+
+def read_options(path: Path) -> dict[str, str]:
+    """Read ``name: value`` pairs as the shell takes them; lists are joined by spaces.
+
+    Raises:
+        InputError: no such file, not YAML, or not a flat mapping.
+    """
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {path}: not valid YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise InputError(f"--config {path}: must be a mapping of option names to values")
+    return {str(name): _as_shell(path, name, value) for name, value in options.items()}
+
+
+def _as_shell(path: Path, name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return " ".join(_as_shell(path, name, item) for item in value)
+    if isinstance(value, dict):
+        raise InputError(f"--config {path}: {name}: must be a value or a list, not a mapping")
+    return "" if value is None else str(value)
+
+
+def main() -> None:
+    """Print the options of the file given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path, help="YAML file of recipe options")
+    for pair in read_options(parser.parse_args().config).items():
+        for text in pair:
+            sys.stdout.write(text + "\0")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,95 @@
+"""ESPnet's enhancement task with posinv's separators and criteria."""
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+from espnet2.enh.espnet_model import ESPnetEnhancementModel
+from espnet2.tasks import enh
+
+import posinv.tasks.register  # noqa: F401  (registers on import)
+from posinv.criterion import CRITERIA, SSLCriterion
+from posinv.errors import InputError
+from posinv.tasks.trainer import SeededTrainer
+
+
+def _tell_criteria(model: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+    """Hand each SSL criterion the batch's utterance ids and lengths.
+
+    ESPnet calls a loss wrapper with the reference and the estimate alone.
+    """
+    for wrapper in model.loss_wrappers:
+        if isinstance(wrapper.criterion, SSLCriterion):
+            wrapper.criterion.utt_ids = kwargs["utt_id"]
+            wrapper.criterion.lengths = kwargs.get("speech_mix_lengths")
+
+
+class EnhancementTask(enh.EnhancementTask):
+    """ESPnet's enhancement task; ``--ssl`` names the SSL model of posinv's criteria."""
+
+    trainer = SeededTrainer
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add ``--ssl`` and ``--criterion_file`` to ESPnet's options."""
+        super().add_task_arguments(parser)
+        parser.add_argument(
+            "--ssl",
+            default=None,
+            help="The SSL model (hub name or folder) of each ssl_* criterion whose conf has none.",
+        )
+        parser.add_argument(
+            "--criterion_file",
+            default=None,
+            help="YAML file with a list of criterions; it takes the place of --criterions.",
+        )
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> ESPnetEnhancementModel:
+        """Build ESPnet's model, its SSL criteria told of each batch's lengths.
+
+        Raises:
+            InputError: an unknown criterion, wrapper or separator, an unknown option of one of
+                posinv's, or an SSL criterion without a model.
+        """
+        if getattr(args, "criterion_file", None):
+            args.criterions = _read_criteria(Path(args.criterion_file))
+        _check_name("separator", args.separator, enh.separator_choices)
+        for criterion in args.criterions:
+            _check_name("criterions: name", criterion["name"], enh.criterion_choices)
+            _check_name("criterions: wrapper", criterion["wrapper"], enh.loss_wrapper_choices)
+            if criterion["name"] in CRITERIA:
+                # Written back, so that the saved config.yaml stands alone.
+                conf = criterion.setdefault("conf", {})
+                conf.setdefault("ssl", getattr(args, "ssl", None))
+                if conf["ssl"] is None:
+                    raise InputError(
+                        f"criterion {criterion['name']}: no SSL model; give --ssl, or 'ssl:' in "
+                        "the criterion's conf"
+                    )
+        model = super().build_model(args)
+        if model.loss_wrappers:
+            model.register_forward_pre_hook(_tell_criteria, with_kwargs=True)
+        return model
+
+
+def _read_criteria(path: Path) -> list[dict]:
+    try:
+        criteria = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"--criterion_file {path}: can't be read as YAML: {error}") from error
+    if not isinstance(criteria, list) or not all(
+        isinstance(criterion, dict) and {"name", "wrapper", "wrapper_conf"} <= criterion.keys()
+        for criterion in criteria
+    ):
+        raise InputError(
+            f"--criterion_file {path}: must be a list of criteria with name, conf, wrapper and "
+            "wrapper_conf"
+        )
+    return criteria
+
+
+def _check_name(option: str, name: str, choices) -> None:
+    if name not in choices.classes:
+        raise InputError(f"{option}: unknown name {name!r}; one of {', '.join(choices.classes)}")

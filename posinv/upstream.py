@@ -1,0 +1,458 @@
+"""Self-supervised (SSL) speech models, batched so that padding changes nothing.
+
+HuBERT, WavLM, wav2vec 2.0 and data2vec-audio come from ``transformers``. Zero-padding a batch
+changes what they give for each utterance: Base models normalise their first convolution over
+time (group norm), and every model's positional convolution and attention see the padding. Here
+each utterance of a batch gets what it gets alone.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from itertools import chain
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2FeatureExtractor,
+)
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from posinv.errors import InputError
+
+MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
+
+
+def load_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
+    """Return an SSL model's configuration without loading its weights.
+
+    Args:
+        name_or_path: A local folder with a ``config.json``, or a Hugging Face hub name.
+
+    Raises:
+        InputError: There is no such folder or hub model, or it is not of :data:`MODEL_TYPES`.
+    """
+    name = str(name_or_path)
+    looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if looks_local and not Path(name).is_dir():
+        raise InputError(f"SSL model {name}: no such folder; give a folder with a config.json")
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"SSL model {name}: neither a local folder with a config.json nor a hub model that "
+            f"can be fetched ({_first_line(error)})"
+        ) from error
+    if config.model_type not in MODEL_TYPES:
+        raise InputError(
+            f"SSL model {name}: model type {config.model_type!r} is not supported; "
+            f"choose one of {', '.join(MODEL_TYPES)}"
+        )
+    return config
+
+
+def hop(config: PreTrainedConfig) -> int:
+    """Samples from one frame to the next (320 for HuBERT: 20 ms at 16 kHz)."""
+    return math.prod(config.conv_stride)
+
+
+def min_samples(config: PreTrainedConfig) -> int:
+    """Samples of one frame, the convolutions' receptive field (400 for HuBERT: 25 ms)."""
+    samples = 1
+    for kernel, stride in zip(config.conv_kernel[::-1], config.conv_stride[::-1], strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+def frame_lengths(config: PreTrainedConfig, lengths: Tensor) -> Tensor:
+    """Frames that ``lengths`` samples (any shape, int) give; 0 for less than one frame."""
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        lengths = (lengths - kernel).div(stride, rounding_mode="floor") + 1
+    return lengths.clamp(min=0)
+
+
+def check_layer(config: PreTrainedConfig, layer: int | None) -> int:
+    """Return the index of a hidden state: 0 to ``num_hidden_layers``, the last for -1 or None.
+
+    Raises:
+        InputError: ``layer`` is out of that range.
+    """
+    last = config.num_hidden_layers
+    if layer is None or layer == -1:
+        return last
+    if not 0 <= layer <= last:
+        raise InputError(
+            f"layer {layer} is out of range: this SSL model has hidden states 0 to {last} "
+            "(-1 for the last)"
+        )
+    return layer
+
+
+def extract(
+    model: PreTrainedModel,
+    waves: Tensor,
+    lengths: Tensor,
+    normalize: bool = False,
+    time_mask: Tensor | None = None,
+) -> tuple[BaseModelOutput, Tensor]:
+    """Run an SSL model over a padded batch as if over each utterance alone.
+
+    Group norm takes its statistics over each utterance's own frames; attention and the positional
+    convolution do not see padding. Layer drop and SpecAugment stay off, in ``model.train()`` too,
+    where dropout is on.
+
+    Args:
+        model: A model of :data:`MODEL_TYPES`.
+        waves: (B, T) float; samples past an utterance's length are not read.
+        lengths: (B,) int, in samples.
+        normalize: Bring each utterance to zero mean and unit variance over its true length.
+        time_mask: (B, F) bool, frames that get the model's mask embedding (masked prediction).
+
+    Returns:
+        The model's output, with ``hidden_states`` (frames past an utterance's end are undefined),
+        and the frame lengths (B,). F is the longest utterance's frames.
+
+    Raises:
+        InputError: An utterance has less than one frame, or a length exceeds T.
+    """
+    config = model.config
+    _check_lengths(lengths, waves.size(1), min_samples(config))
+    lengths = lengths.to(waves.device)
+    waves = waves[:, : int(lengths.max())]
+    valid = _valid(lengths, waves.size(1))  # B, T
+    waves = waves.masked_fill(~valid, 0.0)
+    if normalize:
+        waves = _normalize(waves, lengths, valid)
+    frames = frame_lengths(config, lengths)
+    with _ignoring_padding(model, lengths, frames), _no_augmentation(config):
+        output = model(
+            waves,
+            attention_mask=valid.long(),
+            mask_time_indices=time_mask,
+            output_hidden_states=True,
+            return_dict=True,
+        )
+    return output, frames
+
+
+def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normalize: bool) -> None:
+    """Write a folder that ``from_pretrained`` and :class:`SSLUpstream` load.
+
+    It holds ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``, and appears
+    complete or not at all.
+
+    Args:
+        model: The SSL model.
+        directory: The folder to write.
+        normalize: Whether the model takes normalised input (``do_normalize``).
+
+    Raises:
+        InputError: ``directory`` exists already and is not an empty folder.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory}: exists already; remove it or choose another folder")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        partial.chmod(0o755)
+        model.save_pretrained(partial)
+        Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(partial)
+        partial.replace(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+class SSLUpstream(nn.Module):
+    """An SSL speech model: every layer's hidden states of a padded batch.
+
+    ``(waves (B, T), lengths (B,))`` gives ``(hidden (L + 1, B, F, D), frame_lengths (B,))``, where
+    ``hidden[i]`` is, for each utterance, what ``transformers`` gives as ``hidden_states[i]`` of
+    that utterance alone, and zero past its end. See :func:`extract`.
+
+    Every parameter is frozen but those whose names match ``trainable``; with none of them the
+    model stays in eval mode whatever ``train()`` asks. The model itself is :attr:`model`.
+
+    Args:
+        name_or_path: A local folder or a Hugging Face hub name.
+        random_init: Draw the weights from torch's generator instead of loading them; a folder
+            then needs no more than a ``config.json``.
+        trainable: Shell-style patterns over the parameter names of :attr:`model`, for example
+            ``encoder.layers.10.*``.
+        normalize: Bring each utterance to zero mean and unit variance. None: what the model's
+            ``preprocessor_config.json`` says in ``do_normalize``, False where there is none.
+
+    Raises:
+        InputError: The model cannot be loaded, or a pattern matches no parameter.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | os.PathLike,
+        random_init: bool = False,
+        trainable: Sequence[str] = (),
+        normalize: bool | None = None,
+    ):
+        super().__init__()
+        config = load_config(name_or_path)
+        self.model = (
+            AutoModel.from_config(config) if random_init else _load_model(name_or_path, config)
+        )
+        self.normalize = _reads_normalized(name_or_path) if normalize is None else normalize
+        self._set_trainable(trainable)
+        logging.info("SSL model %s: input normalised: %s", name_or_path, self.normalize)
+        self.eval()
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def output_size(self) -> int:
+        """Width of a hidden state, D."""
+        return self.config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Number of hidden states, L + 1: the transformer's input and each layer's output."""
+        return self.config.num_hidden_layers + 1
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return hop(self.config)
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest utterance, one frame, in samples."""
+        return min_samples(self.config)
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Frames that ``lengths`` samples (int tensor) give."""
+        return frame_lengths(self.config, lengths)
+
+    def check_layer(self, layer: int | None) -> int:
+        """Return the index of a hidden state; see :func:`check_layer`."""
+        return check_layer(self.config, layer)
+
+    def train(self, mode: bool = True) -> "SSLUpstream":
+        """Set the training mode, eval where nothing is trainable."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
+    def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every hidden state and the frame lengths.
+
+        Args:
+            waves: (B, T) float, 16 kHz.
+            lengths: (B,) int, in samples, from :attr:`min_samples` to T.
+
+        Returns:
+            ``(L + 1, B, F, D)`` and ``(B,)``, F the longest utterance's frames.
+
+        Raises:
+            InputError: An utterance has less than one frame, or a length exceeds T.
+        """
+        output, frames = extract(self.model, waves, lengths, self.normalize)
+        hidden = torch.stack(output.hidden_states)  # L + 1, B, F, D
+        padding = ~_valid(frames, hidden.size(2))
+        return hidden.masked_fill(padding[:, :, None], 0.0), frames
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write the model as a folder; see :func:`save_pretrained`."""
+        save_pretrained(self.model, directory, self.normalize)
+
+    def _set_trainable(self, patterns: Sequence[str]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in parameters):
+                examples = ", ".join(list(parameters)[:: max(1, len(parameters) // 3)][:4])
+                raise InputError(
+                    f"trainable: {pattern!r} matches no parameter; there are, for example, "
+                    f"{examples}"
+                )
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+        trained = [p.numel() for p in parameters.values() if p.requires_grad]
+        logging.info(
+            "SSL model: %d of %d parameter tensors trainable (%d of %d values): %s",
+            len(trained),
+            len(parameters),
+            sum(trained),
+            sum(p.numel() for p in parameters.values()),
+            ", ".join(patterns) or "frozen",
+        )
+        extractor = self.model.feature_extractor
+        if not any(p.requires_grad for p in extractor.parameters()):
+            # Otherwise it asks for its input's gradient in training mode.
+            extractor._freeze_parameters()
+
+
+class Frozen:
+    """A module that the ``nn.Module`` holding it does not see.
+
+    It stays out of its holder's parameters, checkpoints, device moves and ``train()``; it is in
+    eval mode, takes no gradient in its parameters (its input may) and follows its input's device.
+
+    Args:
+        module: The module, also :attr:`module`.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module.eval().requires_grad_(False)
+
+    def __call__(self, x: Tensor, *args: object) -> object:
+        """Call the module, moved to the device of ``x`` first if it is elsewhere."""
+        held = next(chain(self.module.parameters(), self.module.buffers()), None)
+        if held is not None and held.device != x.device:
+            self.module.to(x.device)
+        return self.module(x, *args)
+
+
+def _load_model(name_or_path: str | os.PathLike, config: PreTrainedConfig) -> PreTrainedModel:
+    shows_progress = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = AutoModel.from_pretrained(
+            name_or_path, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"SSL model {name_or_path}: its weights cannot be loaded ({_first_line(error)})"
+        ) from error
+    finally:
+        if shows_progress:
+            transformers_logging.enable_progress_bar()
+    # A model without mask embedding is used without masks.
+    missing = sorted(k for k in info["missing_keys"] if "masked_spec_embed" not in k)
+    if missing:
+        raise InputError(
+            f"SSL model {name_or_path}: its weights lack {len(missing)} of the configuration's "
+            f"parameters, such as {missing[0]}; check that config.json belongs to them"
+        )
+    return model
+
+
+def _reads_normalized(name_or_path: str | os.PathLike) -> bool:
+    path = cached_file(
+        str(name_or_path),
+        "preprocessor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        logging.info(
+            "SSL model %s: no preprocessor_config.json, so its input is not normalised",
+            name_or_path,
+        )
+        return False
+    return bool(json.loads(Path(path).read_text(encoding="utf-8")).get("do_normalize", False))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _check_lengths(lengths: Tensor, total: int, minimum: int) -> None:
+    for index, length in enumerate(lengths.tolist()):
+        if length < minimum:
+            raise InputError(
+                f"utterance {index} of the batch has {length} samples, less than the {minimum} "
+                "of one SSL frame; leave out or join such short utterances"
+            )
+        if length > total:
+            raise InputError(
+                f"utterance {index} of the batch: its length of {length} samples exceeds the "
+                f"{total} samples given"
+            )
+
+
+def _valid(lengths: Tensor, total: int) -> Tensor:
+    """(B,) lengths -> (B, total) bool, True within."""
+    return torch.arange(total, device=lengths.device) < lengths[:, None]
+
+
+def _normalize(waves: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
+    """Zero mean and unit variance as ``Wav2Vec2FeatureExtractor`` has them; ``waves`` 0-padded."""
+    count = lengths[:, None].to(waves.dtype)
+    centred = (waves - waves.sum(1, keepdim=True) / count) * valid
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred / (variance + 1e-7).sqrt()
+
+
+@contextmanager
+def _ignoring_padding(model: PreTrainedModel, lengths: Tensor, frames: Tensor) -> Iterator[None]:
+    """Make the model's group norm and positional convolutions see valid frames alone.
+
+    ``transformers`` zeroes padding once, before the positional embedding; data2vec's has several
+    convolutions, and HuBERT's may have a batch norm before it.
+    """
+    first = model.feature_extractor.conv_layers[0]
+    norm = getattr(first, "layer_norm", None)
+    kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
+    counts = ((lengths - kernel).div(stride, rounding_mode="floor") + 1).tolist()
+
+    def group_norm(x: Tensor) -> Tensor:  # B, C, N; F.group_norm is exactly the lone utterance's
+        return torch.cat(
+            [
+                F.pad(
+                    F.group_norm(
+                        one[None, :, :n], norm.num_groups, norm.weight, norm.bias, norm.eps
+                    ),
+                    (0, x.size(2) - n),
+                )
+                for one, n in zip(x, counts, strict=True)
+            ]
+        )
+
+    def zero_padding(_module: nn.Module, args: tuple[Tensor]) -> Tensor:
+        (x,) = args  # B, D, F
+        return x.masked_fill(~_valid(frames, x.size(2))[:, None], 0.0)
+
+    hooks = [
+        module.register_forward_pre_hook(zero_padding)
+        for module in model.encoder.pos_conv_embed.modules()
+        if isinstance(module, nn.Conv1d)
+    ]
+    is_group_norm = isinstance(norm, nn.GroupNorm)
+    if is_group_norm:
+        norm.forward = group_norm
+    try:
+        yield
+    finally:
+        if is_group_norm:
+            del norm.forward
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _no_augmentation(config: PreTrainedConfig) -> Iterator[None]:
+    """Switch layer drop (a dropped layer would have no hidden state) and SpecAugment off.
+
+    The configuration is put back, as it is saved with the model.
+    """
+    switches = ("layerdrop", "mask_time_prob", "mask_feature_prob")
+    before = {name: getattr(config, name) for name in switches}
+    try:
+        for name in switches:
+            setattr(config, name, 0.0)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
