@@ -169,9 +169,13 @@ def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normal
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        partial.chmod(0o755)
-        model.save_pretrained(partial)
+        with _no_progress_bar():
+            model.save_pretrained(partial)
         Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(partial)
+        # tempfile and safetensors keep the folder and the weights from other users.
+        partial.chmod(0o755)
+        for file in partial.iterdir():
+            file.chmod(0o644)
         partial.replace(directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -325,19 +329,15 @@ class Frozen:
 
 
 def _load_model(name_or_path: str | os.PathLike, config: PreTrainedConfig) -> PreTrainedModel:
-    shows_progress = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        model, info = AutoModel.from_pretrained(
-            name_or_path, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        with _no_progress_bar():
+            model, info = AutoModel.from_pretrained(
+                name_or_path, config=config, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"SSL model {name_or_path}: its weights cannot be loaded ({_first_line(error)})"
         ) from error
-    finally:
-        if shows_progress:
-            transformers_logging.enable_progress_bar()
     # A model without mask embedding is used without masks.
     missing = sorted(k for k in info["missing_keys"] if "masked_spec_embed" not in k)
     if missing:
@@ -346,6 +346,17 @@ def _load_model(name_or_path: str | os.PathLike, config: PreTrainedConfig) -> Pr
             f"parameters, such as {missing[0]}; check that config.json belongs to them"
         )
     return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _reads_normalized(name_or_path: str | os.PathLike) -> bool:

@@ -101,13 +101,14 @@ run_logged() {
 # background, at most $max_jobs (see set_max_jobs) at once. wait_jobs waits for all of them and
 # fails if one failed.
 _job_pids=()
-max_jobs=1
 set_max_jobs() {
     max_jobs=$1
-    # The jobs share the processors.
+    # The jobs share the processors. A thread that waits must not keep one busy meanwhile: on a
+    # shared machine that has made an LSTM 70 times slower.
     OMP_NUM_THREADS=$(($(nproc) / max_jobs > 0 ? $(nproc) / max_jobs : 1))
-    export OMP_NUM_THREADS
+    export OMP_NUM_THREADS OMP_WAIT_POLICY=PASSIVE
 }
+set_max_jobs 1
 
 queue() {
     while [ "$(jobs -rp | wc -l)" -ge "$max_jobs" ]; do

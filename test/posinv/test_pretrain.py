@@ -356,11 +356,13 @@ def test_task_trains_resumes_and_exports(corpus, tmp_path, monkeypatch):
     (corpus / "train.yaml").write_text(yaml.safe_dump(conf))
     train(corpus, tmp_path / "whole", 3)
     train(corpus, tmp_path / "resumed", 1)
+    first = torch.load(tmp_path / "resumed/1epoch.pth", weights_only=True)
     train(corpus, tmp_path / "resumed", 3)
     whole, resumed = (
         torch.load(tmp_path / run / "3epoch.pth", weights_only=True) for run in ("whole", "resumed")
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not torch.equal(resumed["unit_embeddings"], first["unit_embeddings"])
 
     exp, out = tmp_path / "whole", tmp_path / "ssl"
     call(monkeypatch, pretrain_export, "--exp", exp, "--out", out, "--checkpoint", "3epoch.pth")
@@ -380,7 +382,7 @@ def test_train_command_has_the_tasks_options(monkeypatch, capsys):
 
 
 def test_the_recipes_config_builds():
-    path = cli.__file__.replace("posinv/bin/cli.py", "conf/tuning/ssl_small.yaml")
+    path = cli.__file__.replace("posinv/bin/cli.py", "conf/small/ssl.yaml")
     with open(path, encoding="utf-8") as file:  # noqa: PTH123
         conf = yaml.safe_load(file)
     args = PretrainTask.get_parser().parse_args(

@@ -11,7 +11,8 @@ opt stop_stage 100 "last stage to run"
 opt skip_stages "" "stages to leave out, such as '4 5'"
 opt ngpu 0 "GPUs for training (0: CPU)"
 opt nj 2 "processes for data preparation and scoring"
-opt inference_nj 2 "systems trained, enhanced and decoded at once"
+opt train_nj 2 "trainings at once (with --ngpu 1, on the one GPU)"
+opt inference_nj 2 "systems enhanced at once"
 opt dumpdir dump "formatted data"
 opt expdir exp "models and results"
 opt python python3 "Python"
@@ -176,9 +177,6 @@ prepare_ssl() {
         return
     fi
     local set opts
-    if [ -e "$ssl/config.json" ]; then
-        log "$ssl: pretrained already"
-    fi
     for set in "$train_set" "$valid_set"; do
         opts=(--num_units "$ssl_units")
         if [ "$set" = "$valid_set" ]; then
@@ -190,6 +188,7 @@ prepare_ssl() {
     train "$expdir/ssl" "$ssl_config" "$raw/$train_set/utt2num_samples" \
         "$expdir/ssl/units_$train_set/units" \
         -- "$python" -m posinv.bin.pretrain_train --config "$ssl_config" \
+        --num_units "$ssl_units" \
         --train_data_path_and_name_and_type "$raw/$train_set/wav.scp,speech,sound" \
         --train_data_path_and_name_and_type "$expdir/ssl/units_$train_set/units,units,text_int" \
         --valid_data_path_and_name_and_type "$raw/$valid_set/wav.scp,speech,sound" \
@@ -233,7 +232,7 @@ finetune() {
     if [ -d "$ssl" ]; then
         inputs+=("$ssl/config.json" "$ssl/model.safetensors")
     fi
-    set_max_jobs "$inference_nj"
+    set_max_jobs "$train_nj"
     for seed in $seeds; do
         for criterion in $criteria; do
             queue train_se "$expdir/seed$seed/$criterion" "$seed" "$finetune_config" \
@@ -278,7 +277,7 @@ enhance_all() {
 
 recognise() {
     local seed system model opts
-    set_max_jobs "$inference_nj"
+    set_max_jobs "$train_nj"
     for seed in $seeds; do
         for system in $systems; do
             opts=()
@@ -310,8 +309,10 @@ make_table() {
 run_stage 1 "data" prepare_data
 run_stage 2 "noisy sets" make_noisy_sets
 run_stage 3 "format to $raw, token lists" format_sets
-run_stage 4 "SSL model" prepare_ssl
-run_stage 5 "SE model" prepare_se
+set_max_jobs "$train_nj"
+queue run_stage 4 "SSL model" prepare_ssl
+queue run_stage 5 "SE model" prepare_se
+wait_jobs
 run_stage 6 "fine-tune the SE model" finetune
 run_stage 7 "enhance the test sets, SI-SDR, STOI, PESQ" enhance_all
 run_stage 8 "PR and ASR heads, decode, PER, WER" recognise

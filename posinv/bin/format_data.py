@@ -1,0 +1,36 @@
+"""Decode a data directory's audio into one file an utterance (data/X to dump/raw/X)."""
+
+import argparse
+from pathlib import Path
+
+from posinv.bin.cli import run
+from posinv.datadir import format_data
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--src", type=Path, required=True, help="data directory to read")
+    parser.add_argument("--out", type=Path, required=True, help="data directory to write")
+    parser.add_argument("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
+    parser.add_argument("--resample", action="store_true", help="resample other rates")
+    parser.add_argument("--audio_format", choices=("flac", "wav"), default="flac", help="written")
+    parser.add_argument(
+        "--min_samples", type=int, help="shortest utterance (one frame of 25 ms unless given)"
+    )
+    parser.add_argument("--nj", type=int, default=2, help="number of processes")
+    return parser
+
+
+def main() -> None:
+    """Run the command."""
+    args = get_parser().parse_args()
+    samples, scaled = format_data(**vars(args))
+    note = f"; {scaled} utterances scaled to a peak of 1 after resampling" if scaled else ""
+    print(f"{args.out}: {samples / args.sampling_rate / 60:.1f} minutes{note}")
+
+
+if __name__ == "__main__":
+    run(main)

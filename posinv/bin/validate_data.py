@@ -1,0 +1,35 @@
+"""Check a data directory: lists, transcripts and every audio file."""
+
+import argparse
+from pathlib import Path
+
+from posinv.bin.cli import run
+from posinv.datadir import validate
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="data directory")
+    parser.add_argument("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
+    for kind, name in (("phn", "phn"), ("word", "text"), ("char", "text")):
+        parser.add_argument(
+            f"--{kind}_tokens", type=Path, help=f"token list that '{name}' must keep to"
+        )
+    parser.add_argument("--nj", type=int, default=2, help="number of processes")
+    return parser
+
+
+def main() -> None:
+    """Run the command."""
+    args = get_parser().parse_args()
+    lists = {"phn": args.phn_tokens, "word": args.word_tokens, "char": args.char_tokens}
+    tokens = {kind: path for kind, path in lists.items() if path}
+    samples = validate(args.directory, args.sampling_rate, tokens, args.nj)
+    print(f"{args.directory}: valid, {samples / args.sampling_rate / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    run(main)

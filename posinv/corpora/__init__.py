@@ -1,0 +1,1 @@
+"""Corpora, as ``local/data.sh`` prepares them."""

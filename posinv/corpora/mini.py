@@ -1,0 +1,333 @@
+"""The synthetic corpus of egs/mini: phrases of a small grammar, spoken by eSpeak NG."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+
+import espeakng_loader
+import numpy as np
+import soxr
+
+from posinv.audio import write_audio
+from posinv.corpora.noise import generator
+from posinv.datadir import DataDir, whole_directory
+from posinv.errors import InputError
+
+SAMPLING_RATE = 16000
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker: an eSpeak voice variant at a pitch (0-99) and a rate (words a minute)."""
+
+    speaker: str
+    variant: str
+    pitch: int
+    rate: int
+
+
+VOICES: dict[str, tuple[Voice, ...]] = {
+    "train": (
+        Voice("anna", "f1", 45, 138),
+        Voice("beth", "f2", 55, 148),
+        Voice("cara", "f3", 45, 133),
+        Voice("dora", "f5", 60, 153),
+        Voice("elsa", "linda", 35, 143),
+        Voice("faye", "Annie", 40, 138),
+        Voice("gina", "belinda", 25, 135),
+        Voice("hank", "m1", 45, 138),
+        Voice("ivan", "m2", 55, 148),
+        Voice("jack", "m3", 40, 153),
+        Voice("kurt", "m4", 60, 143),
+        Voice("luke", "m6", 35, 133),
+        Voice("mark", "m7", 50, 148),
+        Voice("nick", "klatt3", 50, 143),
+        Voice("omar", "adam", 65, 138),
+        Voice("pete", "Michael", 55, 133),
+        Voice("quin", "Alex", 70, 148),
+        Voice("rolf", "m8", 60, 140),
+    ),
+    "dev": (
+        Voice("sara", "grandma", 50, 138),
+        Voice("theo", "m5", 50, 143),
+        Voice("ugur", "robert", 60, 138),
+    ),
+    "test": (
+        Voice("vera", "f4", 50, 138),
+        Voice("wanda", "aunty", 50, 148),
+        Voice("xaver", "miguel", 50, 138),
+        Voice("yuri", "Mike", 60, 148),
+    ),
+}
+
+_COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown")
+_SIZES = ("big", "small", "old", "new")
+_THINGS = ("box", "book", "cup", "bag", "key", "ball", "lamp")
+_PLACES = ("kitchen", "garden", "office", "school", "park", "station", "house")
+_FURNITURE = ("table", "chair", "window", "door")
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DAYS = ("today", "tomorrow", "tonight", "on monday", "on friday", "on sunday")
+_PEOPLE = ("my mother", "my father", "my sister", "my brother")
+
+# Upper-case names are drawn from _CLASSES; a phrase may have several of one class.
+_TEMPLATES = (
+    "put the ITEM WHERE",
+    "please take the ITEM to the PLACE",
+    "bring me the ITEM and the ITEM",
+    "please OPEN the COLOUR SHUT WHERE",
+    "OPEN the SHUT",
+    "OPEN the SHUT WHERE",
+    "show me the ITEM",
+    "where is PERSON DAY",
+    "PERSON will MEET PERSON DAY",
+    "DAY PERSON will MEET me at NUMBER",
+    "PERSON FOUND the ITEM",
+    "DAY PERSON FOUND the ITEM",
+    "PERSON FOUND NUMBER keys DAY",
+    "put the THING NEAR the FURNITURE DAY",
+    "where is the ITEM",
+    "is the ITEM WHERE",
+    "the ITEM is WHERE",
+    "meet me at the PLACE at NUMBER",
+    "take the COLOUR FURNITURE to the PLACE",
+    "the COLOUR FURNITURE is in the PLACE",
+    "the SIZE FURNITURE is COLOUR and SIZE",
+    "give PERSON the ITEM",
+    "call NUMBER NUMBER NUMBER NUMBER NUMBER",
+    "please MEET PERSON at NUMBER DAY",
+)
+_CLASSES = {
+    "COLOUR": _COLOURS,
+    "SIZE": _SIZES,
+    "THING": _THINGS,
+    "PLACE": _PLACES,
+    "NUMBER": _NUMBERS,
+    "DAY": _DAYS,
+    "PERSON": _PEOPLE,
+    "OPEN": ("open", "close"),
+    "SHUT": ("box", "bag", "door", "window"),
+    "MEET": ("meet", "see", "call"),
+    "FOUND": ("found", "lost", "saw"),
+    "ITEM": ("COLOUR THING", "SIZE THING", "SIZE COLOUR THING", "THING NUMBER"),
+    "WHERE": ("NEAR the FURNITURE", "NEAR the FURNITURE", "in the PLACE", "near the PLACE"),
+    "NEAR": ("on", "under", "near"),
+    "FURNITURE": _FURNITURE,
+}
+_MAX_WORDS = 8
+
+# eSpeak's phoneme mnemonics for en-us, as ARPAbet.
+_ARPABET = {
+    **{name: name.upper() for name in "pbtdkgfvszmnlrw"},
+    **{"h": "HH", "j": "Y", "tS": "CH", "dZ": "JH", "T": "TH", "D": "DH", "S": "SH", "Z": "ZH"},
+    **{"N": "NG", "t#": "T", "r-": "R", "i:": "IY", "i": "IY", "I": "IH", "I2": "IH"},
+    **{"E": "EH", "a": "AE", "0": "AA", "A:": "AA", "O:": "AO", "O2": "AO", "U": "UH"},
+    **{"u:": "UW", "V": "AH", "@": "AH", "@2": "AH", "a#": "AH", "3": "ER", "3:": "ER"},
+    **{"eI": "EY", "aI": "AY", "OI": "OY", "oU": "OW", "aU": "AW", "@L": "AH L"},
+    **{"i@3": "IH R", "e@": "EH R", "A@": "AA R", "o@": "AO R", "O@": "AO R", "U@": "UH R"},
+}
+
+
+def sentence(rng: np.random.Generator) -> str:
+    """Draw a phrase of 3 to 8 lower-case words."""
+    while True:
+        words = str(rng.choice(_TEMPLATES)).split()
+        while any(word in _CLASSES for word in words):
+            words = [
+                part
+                for word in words
+                for part in (
+                    str(rng.choice(_CLASSES[word])).split() if word in _CLASSES else [word]
+                )
+            ]
+        if len(words) <= _MAX_WORDS:
+            return " ".join(words)
+
+
+def split_of(text: str) -> str:
+    """Return the one split that a phrase may occur in: a function of its words alone."""
+    bucket = blake2b(text.encode(), digest_size=1).digest()[0] % 10
+    return {0: "dev", 1: "test", 2: "test"}.get(bucket, "train")
+
+
+def prepare(
+    out: Path | str,
+    minutes: float = 20.0,
+    dev_minutes: float = 1.5,
+    test_minutes: float = 2.0,
+    seed: int = 0,
+    nj: int = 1,
+) -> dict[str, float]:
+    """Write ``out/train``, ``out/dev`` and ``out/test``, all of them or none.
+
+    Voices and phrases are disjoint between the three; phonemes are what eSpeak itself says for
+    the phrase. An utterance is a function of its id and the seed alone.
+
+    Args:
+        out: parent of the three data directories; earlier ones are replaced.
+        minutes: of training speech, at least.
+        dev_minutes: of development speech, at least.
+        test_minutes: of test speech, at least.
+        seed: of phrases, silences, levels and small changes of rate and pitch.
+        nj: number of processes.
+
+    Returns:
+        The minutes written, by split.
+
+    Raises:
+        InputError: minutes not above zero, or ``nj`` below 1.
+    """
+    wanted = dict(zip(SPLITS, (minutes, dev_minutes, test_minutes), strict=True))
+    for split, value in wanted.items():
+        if not 0 < value < 1000:
+            raise InputError(f"minutes of {split}: {value}: from 0 to 1000")
+    if nj < 1:
+        raise InputError(f"--nj {nj}: at least 1 process is needed")
+    out = Path(out)
+    written = {}
+    with ExitStack() as stack:
+        for split, value in wanted.items():
+            fresh = stack.enter_context(whole_directory(out / split))
+            written[split] = _prepare_split(split, fresh, out / split, value, seed, nj)
+    return written
+
+
+def _prepare_split(
+    split: str, fresh: Path, final: Path, minutes: float, seed: int, nj: int
+) -> float:
+    (fresh / "audio").mkdir()
+    wav, text, phn, utt2spk = {}, {}, {}, {}
+    left = minutes * 60 * SAMPLING_RATE
+    # eSpeak's noise and flutter go on from one utterance to the next, even when it is
+    # initialised anew: each utterance gets a process of its own.
+    with get_context("fork").Pool(nj, _ESpeak.start, maxtasksperchild=1) as pool:
+        jobs = _plan(split, seed)
+        while left > 0:
+            batch = [job for job, _ in zip(jobs, range(16), strict=False)]
+            for job, (x, phones) in zip(batch, pool.map(_speak, batch, 1), strict=True):
+                if left <= 0:
+                    break
+                write_audio(fresh / "audio" / f"{job.utt}.flac", x, SAMPLING_RATE)
+                wav[job.utt] = str(final / "audio" / f"{job.utt}.flac")
+                text[job.utt], phn[job.utt], utt2spk[job.utt] = job.text, phones, job.voice.speaker
+                left -= len(x)
+    DataDir(wav, wav, text, phn, utt2spk).write(fresh)
+    return minutes - left / 60 / SAMPLING_RATE
+
+
+@dataclass(frozen=True)
+class _Job:
+    utt: str
+    text: str
+    voice: Voice
+    seed: int
+
+
+def _plan(split: str, seed: int) -> Iterator[_Job]:
+    # Round after round over the voices; no phrase twice in a split.
+    said = set()
+    rng = generator(seed, split)
+    for number in count():
+        for voice in VOICES[split]:
+            text = sentence(rng)
+            while text in said or split_of(text) != split:
+                text = sentence(rng)
+            said.add(text)
+            yield _Job(f"{voice.speaker}-{number:04d}", text, voice, seed)
+
+
+def _speak(job: _Job) -> tuple[np.ndarray, str]:
+    rng = generator(job.seed, job.utt)
+    rate = round(job.voice.rate * rng.uniform(0.95, 1.05))
+    pitch = round(np.clip(job.voice.pitch + rng.uniform(-3, 3), 0, 99))
+    noise_seed = int(rng.integers(2**31))
+    x, espeak_rate, phones = _ESpeak.instance.say(
+        job.text, job.voice.variant, pitch, rate, noise_seed
+    )
+    x = soxr.resample(x / 32768, espeak_rate, SAMPLING_RATE)
+    x *= 10 ** (rng.uniform(-29, -23) / 20) / np.sqrt(np.mean(x**2))
+    x *= min(1.0, 0.95 / np.abs(x).max())
+    front, back = (round(rng.uniform(0.05, 0.25) * SAMPLING_RATE) for _ in range(2))
+    x = np.pad(x, (front, back))
+    return x + 1e-4 * rng.standard_normal(len(x)), phones  # a noise floor of -80 dB
+
+
+class _ESpeak:
+    """eSpeak NG's shared library in this process, for one utterance."""
+
+    instance: "_ESpeak"
+
+    @classmethod
+    def start(cls) -> None:
+        cls.instance = cls()
+
+    def __init__(self):
+        self.lib = ctypes.CDLL(espeakng_loader.get_library_path())
+        self.lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        data = str(espeakng_loader.get_data_path()).encode()
+        self.rate = self.lib.espeak_Initialize(2, 0, data, 0)  # AUDIO_OUTPUT_SYNCHRONOUS
+        if self.rate <= 0:
+            raise InputError("espeakng-loader: eSpeak NG doesn't start: install it again")
+
+    def say(
+        self, text: str, variant: str, pitch: int, rate: int, seed: int
+    ) -> tuple[np.ndarray, int, str]:
+        """Return int16 samples ``(T,)``, their rate and the phonemes."""
+        chunks = []
+
+        @ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )
+        def collect(wave, num_samples, events):
+            if wave and num_samples:
+                chunks.append(ctypes.string_at(wave, 2 * num_samples))
+            return 0
+
+        self.lib.espeak_SetSynthCallback(collect)
+        _succeed(self.lib.espeak_SetVoiceByName(f"en-us+{variant}".encode()), variant)
+        # espeakRATE, espeakVOLUME (below clipping), espeakPITCH
+        for parameter, value in ((1, rate), (2, 60), (3, pitch)):
+            _succeed(self.lib.espeak_SetParameter(parameter, value, 0), variant)
+        self.lib.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+        spoken = text.encode()
+        utf8 = 1
+        _succeed(self.lib.espeak_Synth(spoken, len(spoken) + 1, 0, 1, 0, utf8, None, None), variant)
+        phones = self._phonemes(spoken)
+        return np.frombuffer(b"".join(chunks), np.int16), self.rate, phones
+
+    def _phonemes(self, text: bytes) -> str:
+        position = ctypes.c_char_p(text)
+        clauses = []
+        while position.value:
+            separated = ord("_") << 8
+            clauses.append(
+                self.lib.espeak_TextToPhonemes(ctypes.byref(position), 1, separated).decode()
+            )
+        return to_arpabet(" ".join(clauses))
+
+
+def _succeed(status: int, variant: str) -> None:
+    if status:
+        raise InputError(f"eSpeak NG: status {status} with voice {variant}: install it again")
+
+
+def to_arpabet(mnemonics: str) -> str:
+    """Turn eSpeak's mnemonics (``_`` and spaces between) into ARPAbet without stress.
+
+    An R after a vowel that ends in one (linking R) is dropped.
+    """
+    phones: list[str] = []
+    for mnemonic in mnemonics.replace("_", " ").split():
+        bare = mnemonic.strip("',%=;|")
+        if bare in ("", ":"):  # a mark alone; a pause
+            continue
+        for phone in _ARPABET[bare].split():
+            if phone == "R" and phones and phones[-1] in ("R", "ER"):
+                continue
+            phones.append(phone)
+    return " ".join(phones)

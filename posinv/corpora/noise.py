@@ -1,0 +1,338 @@
+"""Noisy test and training sets: noises, and mixing them with clean speech at an SNR.
+
+What is drawn for a noisy utterance is a function of its id and the seed alone.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from posinv.audio import AUDIO_SUFFIXES, read_audio, write_audio
+from posinv.datadir import DataDir, map_parallel, refuse_overlap, whole_directory
+from posinv.errors import InputError
+
+SEEN = ("white", "pink", "babble", "hum")
+UNSEEN = ("brown", "modulated", "impulsive")
+
+MANIFEST_COLUMNS = (
+    *("utt", "source_utt", "noise", "snr_db", "speed", "silence_s", "gain", "noise_source"),
+)
+
+_PEAK = 0.99  # a mix beyond it is scaled down to it
+_FADE_SECONDS = 0.05
+
+
+def generator(*keys: object) -> np.random.Generator:
+    """Return a random generator that is a function of the keys (ids, a seed) alone."""
+    digest = blake2b("\0".join(map(str, keys)).encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+def white(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray:
+    """White Gaussian noise, ``(num_samples,)``."""
+    return rng.standard_normal(num_samples)
+
+
+def pink(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray:
+    """Noise of power 1/f, -3 dB an octave above 20 Hz, ``(num_samples,)``."""
+    return _coloured(rng, num_samples, sampling_rate, lambda f: f**-0.5)
+
+
+def brown(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray:
+    """Noise of power 1/f², -6 dB an octave above 20 Hz, ``(num_samples,)``."""
+    return _coloured(rng, num_samples, sampling_rate, lambda f: 1 / f)
+
+
+def hum(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray:
+    """Mains hum, ``(num_samples,)``: drifting harmonics of 50 or 60 Hz over weak pink noise."""
+    seconds = num_samples / sampling_rate
+    knots = np.linspace(0, seconds, 2 + math.ceil(seconds))
+    drift = np.interp(
+        np.arange(num_samples) / sampling_rate, knots, rng.uniform(-0.3, 0.3, len(knots))
+    )
+    phase = 2 * np.pi * np.cumsum(rng.choice([50, 60]) + drift) / sampling_rate
+    x = np.zeros(num_samples)
+    for harmonic in range(1, 21):
+        amplitude = rng.uniform(0.3, 1) / harmonic**0.7
+        x += amplitude * np.sin(harmonic * phase + rng.uniform(0, 2 * np.pi))
+    return _unit(x) + 0.1 * _unit(pink(rng, num_samples, sampling_rate))
+
+
+def modulated(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray:
+    """Noise 1.5 octaves wide whose level rises and falls 2-8 times a second, ``(num_samples,)``."""
+    centre = 2 ** rng.uniform(math.log2(400), math.log2(0.2 * sampling_rate))
+    carrier = _coloured(
+        rng, num_samples, sampling_rate, lambda f: np.exp(-((np.log2(f / centre) / 0.75) ** 4))
+    )
+    rate, depth, start = rng.uniform(2, 8), rng.uniform(0.8, 1), rng.uniform(0, 2 * np.pi)
+    time = np.arange(num_samples) / sampling_rate
+    return carrier * (1 + depth * np.sin(2 * np.pi * rate * time + start))
+
+
+def impulsive(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray:
+    """Decaying bursts at Poisson times, 6 a second, over a weak white floor, ``(num_samples,)``."""
+    x = 0.02 * rng.standard_normal(num_samples)
+    for _ in range(1 + rng.poisson(6 * num_samples / sampling_rate)):
+        start = rng.integers(num_samples)
+        decay = sampling_rate * 10 ** rng.uniform(-2.7, -1.7)  # 2-20 ms
+        burst = rng.standard_normal(min(num_samples - start, math.ceil(5 * decay)))
+        level = 10 ** (rng.normal(0, 5) / 20)
+        x[start : start + len(burst)] += level * burst * np.exp(-np.arange(len(burst)) / decay)
+    return x
+
+
+NOISES: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
+    noise.__name__: noise for noise in (white, pink, hum, brown, modulated, impulsive)
+}
+NOISE_TYPES = (*NOISES, "babble", "recorded")
+
+
+def _coloured(
+    rng: np.random.Generator,
+    num_samples: int,
+    sampling_rate: int,
+    gain: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    # White noise through gain(f) and a second-order high-pass at 20 Hz.
+    spectrum = np.fft.rfft(rng.standard_normal(num_samples))
+    f = np.fft.rfftfreq(num_samples, 1 / sampling_rate)
+    f[0] = f[1] if len(f) > 1 else 1.0
+    spectrum *= gain(f) / np.sqrt(1 + (20 / f) ** 4)
+    spectrum[0] = 0
+    return np.fft.irfft(spectrum, num_samples)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    power = np.mean(x**2)
+    return x / math.sqrt(power) if power > 0 else x
+
+
+def excerpt(
+    x: np.ndarray, num_samples: int, rng: np.random.Generator, fade: int
+) -> tuple[np.ndarray, int]:
+    """Return a random stretch of ``x`` and where it starts.
+
+    A signal shorter than ``num_samples`` is looped, each end cross-faded into the start over
+    ``fade`` samples (fewer in a very short signal) at equal power.
+    """
+    if len(x) >= num_samples:
+        start = int(rng.integers(len(x) - num_samples + 1))
+        return x[start : start + num_samples], start
+    fade = min(fade, len(x) // 4)
+    loop = x[: len(x) - fade].copy()
+    angle = np.linspace(0, np.pi / 2, fade)
+    loop[:fade] = loop[:fade] * np.sin(angle) + x[len(x) - fade :] * np.cos(angle)
+    start = int(rng.integers(len(loop)))
+    return loop[(start + np.arange(num_samples)) % len(loop)], start
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How a noisy set is drawn.
+
+    Attributes:
+        noise_types: of :data:`NOISE_TYPES`; one is drawn for each utterance.
+        snrs: in dB; one is drawn for each utterance.
+        seed: of every draw.
+        tag: ends the noisy utterances' ids.
+        silence: range in seconds of the silence put in front of the clean speech.
+        speeds: factors, one of which is drawn for each utterance; the clean speech is
+            resampled, so that its pitch moves too.
+        babble: directory of the speech that babble is made of.
+        recorded: audio files, or directories of them, for the noise type ``recorded``.
+        sampling_rate: of everything, in Hz.
+        resample: resample audio of other rates instead of refusing it.
+
+    Raises:
+        InputError: an unknown noise type, or a value out of range.
+    """
+
+    noise_types: Sequence[str]
+    snrs: Sequence[float]
+    seed: int
+    tag: str
+    silence: tuple[float, float] | None = None
+    speeds: Sequence[float] = (1.0,)
+    babble: Path | None = None
+    recorded: Sequence[Path] = ()
+    sampling_rate: int = 16000
+    resample: bool = False
+
+    def __post_init__(self):
+        for noise in self.noise_types:
+            if noise not in NOISE_TYPES:
+                raise InputError(
+                    f"--noise_types: unknown type '{noise}': choose from {' '.join(NOISE_TYPES)}"
+                )
+        if not self.noise_types or not self.snrs or not self.speeds:
+            raise InputError("--noise_types, --snrs and --speeds each need at least one value")
+        if not all(map(math.isfinite, self.snrs)):
+            raise InputError(f"--snrs: {' '.join(map(str, self.snrs))}: finite numbers, in dB")
+        if not all(0.25 <= speed <= 4 for speed in self.speeds):
+            raise InputError(f"--speeds: {' '.join(map(str, self.speeds))}: from 0.25 to 4")
+        if self.silence and not 0 <= self.silence[0] <= self.silence[1] < math.inf:
+            low, high = self.silence
+            raise InputError(f"--silence: {low} {high}: two lengths in seconds, shorter first")
+        if not re.fullmatch(r"[A-Za-z0-9_]+", self.tag):
+            raise InputError(f"--tag: '{self.tag}': letters, digits and '_' only")
+        if "babble" in self.noise_types and not self.babble:
+            raise InputError("--babble_src: the noise type 'babble' needs a data directory")
+        if "recorded" in self.noise_types and not self.recorded:
+            raise InputError("--recorded: the noise type 'recorded' needs files or directories")
+
+
+def mix_noise(
+    src: Path | str, out: Path | str, mixing: Mixing, copies: int = 1, nj: int = 1
+) -> int:
+    """Write a noisy copy of a clean data directory.
+
+    Speed first, then silence in front, then noise over the whole. The SNR is that of the
+    speech without the silence put in front of it against the noise over the same samples. A
+    mix that would pass a peak of 0.99 is scaled down to it together with its reference.
+    ``manifest.tsv`` holds the draws.
+
+    Args:
+        src: the data directory whose ``spk1.scp`` is the clean speech.
+        out: the data directory to write; it appears whole or not at all, and replaces an
+            earlier one. Its utterances are ``<utt>-<tag>``, ``<utt>-<tag>2``, ...
+        mixing: what to draw from.
+        copies: number of noisy copies of each utterance.
+        nj: number of processes.
+
+    Returns:
+        The number of utterances written.
+
+    Raises:
+        InputError: bad input, as :class:`Mixing`, :meth:`posinv.datadir.DataDir.read` and
+            :func:`posinv.audio.read_audio`; silent speech; no other speech for babble.
+    """
+    refuse_overlap(src, out)
+    if copies < 1:
+        raise InputError(f"--copies {copies}: at least 1")
+    data = DataDir.read(src)
+    noises = _Noises(mixing)
+    out = Path(out)
+    tags = [mixing.tag if copy == 1 else f"{mixing.tag}{copy}" for copy in range(1, copies + 1)]
+    with whole_directory(out) as fresh:
+        (fresh / "audio").mkdir()
+
+        def mix(job: tuple[str, str]) -> tuple[str, str, tuple[str, ...]]:
+            source, utt = job
+            entry = data.spk1[source]
+            try:
+                clean, noisy, row = _mix(utt, entry, data.utt2spk[source], source, mixing, noises)
+            except InputError as error:
+                raise InputError(f"utterance {source}: {error}") from error
+            write_audio(fresh / "audio" / f"{utt}.flac", noisy, mixing.sampling_rate)
+            if clean is not None:
+                entry = str(out / "audio" / f"{utt}.spk1.flac")
+                write_audio(fresh / "audio" / f"{utt}.spk1.flac", clean, mixing.sampling_rate)
+            return utt, entry, (utt, source, *row)
+
+        jobs = {f"{source}-{tag}": source for source in data.wav for tag in tags}
+        if clash := jobs.keys() & data.wav.keys():
+            raise InputError(f"--tag {mixing.tag}: {min(clash)} is an utterance of {src} already")
+        done = list(map_parallel(mix, [(jobs[utt], utt) for utt in sorted(jobs)], nj))
+        DataDir(
+            {utt: str(out / "audio" / f"{utt}.flac") for utt in jobs},
+            {utt: entry for utt, entry, _ in done},
+            {utt: data.text[source] for utt, source in jobs.items()},
+            {utt: data.phn[source] for utt, source in jobs.items()},
+            {utt: data.utt2spk[source] for utt, source in jobs.items()},
+        ).write(fresh)
+        rows = [MANIFEST_COLUMNS, *(row for _, _, row in done)]
+        lines = "".join("\t".join(row) + "\n" for row in rows)
+        (fresh / "manifest.tsv").write_text(lines, encoding="utf-8")
+    return len(done)
+
+
+def _mix(
+    utt: str, entry: str, speaker: str, source: str, mixing: Mixing, noises: "_Noises"
+) -> tuple[np.ndarray | None, np.ndarray, tuple[str, ...]]:
+    # The clean reference where it differs from the source, the mix, the manifest's columns.
+    rng = generator(utt, mixing.seed)
+    noise_type = str(rng.choice(list(mixing.noise_types)))
+    snr = float(rng.choice(list(mixing.snrs)))
+    speed = float(rng.choice(list(mixing.speeds)))
+    seconds = rng.uniform(*mixing.silence) if mixing.silence else 0.0
+
+    rate = mixing.sampling_rate
+    original = read_audio(entry, rate, mixing.resample).astype(np.float64)
+    speech = original if speed == 1 else soxr.resample(original, rate * speed, rate)
+    silence = round(seconds * rate)
+    clean = np.concatenate([np.zeros(silence), speech])
+    noise, noise_source = noises.draw(noise_type, rng, len(clean), speaker, source)
+
+    speech_power, noise_power = np.mean(speech**2), np.mean(noise[silence:] ** 2)
+    if not speech_power > 0:
+        raise InputError(f"{entry}: silent, so that it has no SNR: remove the utterance")
+    if not noise_power > 0:
+        raise InputError(f"{noise_source}: this noise is silent: leave it out")
+    noisy = clean + noise * math.sqrt(speech_power / noise_power / 10 ** (snr / 10))
+    gain = min(1.0, _PEAK / max(np.abs(noisy).max(), np.abs(clean).max()))
+    row = f"{snr:g}", f"{speed:g}", f"{silence / rate:.6f}", f"{gain:.6f}", noise_source
+    same = speed == 1 and not silence and gain == 1
+    return None if same else gain * clean, gain * noisy, (noise_type, *row)
+
+
+class _Noises:
+    """Every noise type of a :class:`Mixing` behind one call."""
+
+    def __init__(self, mixing: Mixing):
+        self.rate, self.resample = mixing.sampling_rate, mixing.resample
+        self.fade = round(_FADE_SECONDS * self.rate)
+        self.talk = DataDir.read(mixing.babble) if "babble" in mixing.noise_types else None
+        self.recordings = _audio_files(mixing.recorded) if "recorded" in mixing.noise_types else ()
+
+    def draw(
+        self, noise_type: str, rng: np.random.Generator, num_samples: int, speaker: str, source: str
+    ) -> tuple[np.ndarray, str]:
+        """Return noise ``(num_samples,)`` of any power, and where it comes from."""
+        if noise_type == "babble":
+            return self._babble(rng, num_samples, speaker, source)
+        if noise_type == "recorded":
+            path = self.recordings[rng.integers(len(self.recordings))]
+            x, start = excerpt(self._read(path), num_samples, rng, self.fade)
+            return x.astype(np.float64), f"{path}@{start}"
+        return NOISES[noise_type](rng, num_samples, self.rate), "-"
+
+    def _babble(
+        self, rng: np.random.Generator, num_samples: int, speaker: str, source: str
+    ) -> tuple[np.ndarray, str]:
+        others = [utt for utt, spk in self.talk.utt2spk.items() if spk != speaker]
+        others = others or [utt for utt in self.talk.wav if utt != source]
+        if not others:
+            raise InputError("--babble_src: no other utterance to make babble of")
+        count = min(int(rng.integers(4, 7)), len(others))
+        chosen = [others[i] for i in rng.choice(len(others), count, replace=False)]
+        talk = (self._read(self.talk.spk1[utt]) for utt in chosen)
+        voices = [_unit(excerpt(x, num_samples, rng, self.fade)[0]) for x in talk]
+        return np.sum(voices, axis=0, dtype=np.float64), ",".join(chosen)
+
+    def _read(self, entry: str) -> np.ndarray:
+        return _read_cached(entry, self.rate, self.resample)
+
+
+@lru_cache(maxsize=32)
+def _read_cached(entry: str, sampling_rate: int, resample: bool) -> np.ndarray:
+    return read_audio(entry, sampling_rate, resample)
+
+
+def _audio_files(sources: Sequence[Path]) -> tuple[str, ...]:
+    files = []
+    for source in map(Path, sources):
+        if source.is_file():
+            files.append(str(source))
+            continue
+        found = [str(path) for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
+        if not found:
+            raise InputError(f"--recorded: {source}: no audio files there: correct the path")
+        files.extend(sorted(found))
+    return tuple(files)

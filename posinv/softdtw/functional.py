@@ -1,0 +1,195 @@
+"""Soft-DTW of cost matrices (Cuturi & Blondel, ICML 2017): checks, back ends, gradient."""
+
+import importlib
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from posinv.errors import InputError
+
+# Each module's align(cost, x_lengths, y_lengths, gamma, bandwidth, with_alignment) returns the
+# values (B,) and, if asked for, the alignments (B, N, M), of float32 or float64 costs and checked
+# int64 lengths on the CPU. Imported on first use: numba takes time to import.
+_BACKENDS = {
+    "cpu": "posinv.softdtw.cpu",
+    "torch": "posinv.softdtw.torch_diagonal",
+    "reference": "posinv.softdtw.reference",
+}
+BACKENDS = ("auto", *_BACKENDS)
+
+
+def soft_dtw(
+    cost: Tensor,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    gamma: float = 1.0,
+    bandwidth: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Soft-DTW value of a batch of cost matrices, differentiable in the cost.
+
+    .. math:: r_{ij} = c_{ij} - \gamma \log (e^{-r_{i-1,j-1}/\gamma} + e^{-r_{i-1,j}/\gamma}
+        + e^{-r_{i,j-1}/\gamma}), \quad r_{00} = 0
+
+    and the value is :math:`r_{nm}`: the soft minimum, over all monotonic paths from the first to
+    the last cell, of the summed cost (Cuturi & Blondel, *Soft-DTW: a Differentiable Loss Function
+    for Time-Series*, ICML 2017, algorithms 1 and 2). It may be negative. Its gradient, the
+    expected alignment, cannot be differentiated again: create_graph=True raises RuntimeError.
+
+    Args:
+        cost: (B, N, M), floating point. float64 is computed and returned as float64, float32 as
+            float32, float16 and bfloat16 in float32 and returned as float32; the gradient has the
+            cost's own type. Cells outside the lengths are never read, and their gradient is zero.
+            An utterance with a NaN or infinite cost inside its lengths and band has the value NaN
+            and a gradient of NaN there; the others are unaffected.
+        x_lengths: (B,) integers in 1..N, valid rows; None for all N.
+        y_lengths: (B,) integers in 1..M, valid columns; None for all M.
+        gamma: smoothing, >= 0, in the unit of the cost. 0 is DTW itself (the hard minimum); its
+            gradient marks one optimal path, of equally good predecessors (i-1, j-1) before
+            (i-1, j) before (i, j-1).
+        bandwidth: Sakoe-Chiba band: only cells with abs(i - j) <= bandwidth frames are on a path,
+            whatever the two lengths are, so it must be at least their difference. 0 leaves the
+            diagonal alone; None is no band.
+        backend: "cpu" (compiled; CPU tensors only), "torch" (any device), "reference" (float64
+            Python loops, for tests), or "auto": "cpu" for tensors on the CPU, else "torch".
+
+    Returns:
+        (B,) values.
+
+    Raises:
+        InputError: a shape, type, length, gamma, bandwidth or backend that does not fit.
+    """
+    return _SoftDTW.apply(
+        *_checked("soft_dtw", cost, x_lengths, y_lengths, gamma, bandwidth, backend)
+    )
+
+
+def soft_alignment(
+    cost: Tensor,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    gamma: float = 1.0,
+    bandwidth: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Expected alignment: the gradient of :func:`soft_dtw` in the cost, itself not differentiable.
+
+    Args:
+        cost: as for :func:`soft_dtw`, like every other argument.
+        x_lengths: (B,) integers in 1..N, valid rows; None for all N.
+        y_lengths: (B,) integers in 1..M, valid columns; None for all M.
+        gamma: smoothing, >= 0; 0 marks one optimal path.
+        bandwidth: Sakoe-Chiba band; None is no band.
+        backend: "auto", "cpu", "torch" or "reference".
+
+    Returns:
+        (B, N, M), in [0, 1] up to rounding: the probability that a path, drawn with probability
+        proportional to exp(-its cost / gamma), visits a cell. Zero outside the lengths and band.
+
+    Raises:
+        InputError: as :func:`soft_dtw`.
+    """
+    checked = _checked("soft_alignment", cost, x_lengths, y_lengths, gamma, bandwidth, backend)
+    align, cost, *rest = checked
+    return align(cost.detach(), *rest, True)[1]
+
+
+class _SoftDTW(torch.autograd.Function):
+    """The alignment is computed with the value: it is all that backward needs."""
+
+    @staticmethod
+    def forward(ctx, align, cost, *args):
+        value, alignment = align(cost.detach(), *args, ctx.needs_input_grad[1])
+        ctx.save_for_backward(alignment)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad):
+        # once_differentiable would take the alignment for a constant where grad is one.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "soft_dtw has no second derivative: differentiate it without create_graph=True"
+            )
+        (alignment,) = ctx.saved_tensors
+        return None, grad[:, None, None] * alignment, None, None, None, None
+
+
+def _checked(
+    name: str,
+    cost: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    gamma: float,
+    bandwidth: int | None,
+    backend: str,
+) -> tuple[Callable, Tensor, Tensor, Tensor, float, int | None]:
+    """The back end's align and its arguments."""
+    if cost.dim() != 3:
+        raise InputError(f"{name}: cost must be (B, N, M), got shape {tuple(cost.shape)}")
+    if not cost.is_floating_point():
+        raise InputError(f"{name}: cost must be floating point, got {cost.dtype}")
+    if cost.dtype not in (torch.float32, torch.float64):
+        cost = cost.float()
+    B, N, M = cost.shape
+    x_lengths = checked_lengths(f"{name}: x_lengths", x_lengths, B, N, cost)
+    y_lengths = checked_lengths(f"{name}: y_lengths", y_lengths, B, M, cost)
+    check_gamma(name, gamma)
+    check_bandwidth(name, bandwidth)
+    if bandwidth is not None:
+        bandwidth = min(bandwidth, max(N, M))
+        lag = (x_lengths - y_lengths).abs()
+        for b in (lag > bandwidth).nonzero().flatten().tolist()[:1]:
+            raise InputError(
+                f"{name}: no path within bandwidth {bandwidth} for batch index {b}: its lengths are"
+                f" {x_lengths[b]} and {y_lengths[b]}; use a bandwidth of at least {lag.max()} for"
+                " this batch, or None"
+            )
+    check_backend(name, backend)
+    if backend == "auto":
+        backend = "cpu" if cost.device.type == "cpu" else "torch"
+    elif backend == "cpu" and cost.device.type != "cpu":
+        raise InputError(
+            f'{name}: backend "cpu" got a cost on {cost.device}; use "auto" or "torch"'
+        )
+    align = importlib.import_module(_BACKENDS[backend]).align
+    return align, cost, x_lengths, y_lengths, gamma, bandwidth
+
+
+def checked_lengths(
+    name: str, lengths: Tensor | None, batch: int, longest: int, tensor: Tensor
+) -> Tensor:
+    """int64 lengths on the CPU, of the batch of the given tensor (named by its shape in errors)."""
+    of = f"for a tensor of shape {tuple(tensor.shape)}"
+    if lengths is None:
+        lengths = torch.full((batch,), longest)
+    if lengths.shape != (batch,):
+        raise InputError(f"{name} must be ({batch},) {of}, got shape {tuple(lengths.shape)}")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise InputError(f"{name} must be integers, got {lengths.dtype}")
+    lengths = lengths.detach().to("cpu", torch.int64)
+    for b in ((lengths < 1) | (lengths > longest)).nonzero().flatten().tolist()[:1]:
+        range_ = f"in 1..{longest}" if longest else "at least 1"
+        raise InputError(f"{name}[{b}] is {lengths[b]}, must be {range_} {of}")
+    return lengths
+
+
+def check_gamma(name: str, gamma: float) -> None:
+    """Raise InputError unless gamma is finite and >= 0."""
+    if not (math.isfinite(gamma) and gamma >= 0):
+        raise InputError(f"{name}: gamma must be finite and >= 0 (0 is hard DTW), got {gamma}")
+
+
+def check_bandwidth(name: str, bandwidth: int | None) -> None:
+    """Raise InputError unless bandwidth is None or an integer >= 0."""
+    if bandwidth is not None and (not isinstance(bandwidth, int) or bandwidth < 0):
+        raise InputError(
+            f"{name}: bandwidth must be None (no band) or an integer >= 0, got {bandwidth}"
+        )
+
+
+def check_backend(name: str, backend: str) -> None:
+    """Raise InputError unless backend is known."""
+    if backend not in BACKENDS:
+        raise InputError(f"{name}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

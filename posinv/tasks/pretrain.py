@@ -1,0 +1,76 @@
+"""Pretraining of a small HuBERT as an ESPnet task."""
+
+import argparse
+from collections.abc import Callable, Collection
+
+import numpy as np
+import torch
+from espnet2.tasks.abs_task import AbsTask
+from espnet2.train.collate_fn import CommonCollateFn
+from espnet2.utils.get_default_kwargs import get_default_kwargs
+from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import int_or_none
+
+from posinv.pretrain import MaskedPredictionModel
+from posinv.tasks.trainer import SeededTrainer
+
+
+class PretrainTask(AbsTask):
+    """Masked prediction: data ``speech`` (``sound``) and ``units`` (``text_int``)."""
+
+    num_optimizers = 1
+    trainer = SeededTrainer
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the task's options."""
+        group = parser.add_argument_group(description="Task related")
+        parser.get_default("required").append("num_units")
+        group.add_argument(
+            "--num_units", type=int_or_none, default=None, help="Number of k-means units"
+        )
+        group.add_argument(
+            "--ssl_conf",
+            action=NestedDictAction,
+            default={},
+            help="The model: what of transformers' HubertConfig differs from HuBERT-Base",
+        )
+        group.add_argument(
+            "--model_conf",
+            action=NestedDictAction,
+            default=get_default_kwargs(MaskedPredictionModel),
+            help="The keyword arguments for MaskedPredictionModel",
+        )
+
+    @classmethod
+    def build_collate_fn(
+        cls, args: argparse.Namespace, train: bool
+    ) -> Callable[
+        [Collection[tuple[str, dict[str, np.ndarray]]]], tuple[list[str], dict[str, torch.Tensor]]
+    ]:
+        """Return ESPnet's collate function, with -1 after an utterance's last unit."""
+        return CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
+
+    @classmethod
+    def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> None:
+        """Return None: audio and units are used as they are."""
+        return None
+
+    @classmethod
+    def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """Return the data that training needs."""
+        return ("speech", "units")
+
+    @classmethod
+    def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """Return no further data."""
+        return ()
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> MaskedPredictionModel:
+        """Build the model.
+
+        Raises:
+            InputError: A bad option in ``ssl_conf`` or ``model_conf``.
+        """
+        return MaskedPredictionModel(args.ssl_conf, args.num_units, **args.model_conf)

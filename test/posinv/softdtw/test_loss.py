@@ -1,0 +1,276 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from posinv.errors import InputError
+from posinv.softdtw import ContrastiveIDM, SoftDTWLoss, soft_dtw
+
+
+def features(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def direct_cost(x, y, cost):
+    """Distances by subtraction, with the (B, N, M, D) tensor the loss never makes."""
+    if cost == "cosine":
+        return 1 - F.cosine_similarity(x[:, :, None], y[:, None], dim=-1, eps=1e-300)
+    return (x[:, :, None] - y[:, None]).square().sum(-1)
+
+
+def direct_loss(x, y, x_lengths, y_lengths, gamma, divergence, cost):
+    def of(a, b, a_lengths, b_lengths):
+        return soft_dtw(direct_cost(a, b, cost), a_lengths, b_lengths, gamma, backend="torch")
+
+    loss = of(x, y, x_lengths, y_lengths)
+    if divergence:
+        loss = loss - (of(x, x, x_lengths, x_lengths) + of(y, y, y_lengths, y_lengths)) / 2
+    return loss
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "cosine"])
+@pytest.mark.parametrize("divergence", [True, False])
+def test_equals_the_direct_formula_in_value_and_gradient(cost, divergence):
+    x = (features(3, 9, 5) + 2).requires_grad_()
+    y = (features(3, 11, 5, seed=1) + 2).requires_grad_()
+    lengths = torch.tensor([9, 4, 1]), torch.tensor([3, 11, 1])
+    loss = SoftDTWLoss(0.3, divergence, cost)(x, y, *lengths)
+    expected = direct_loss(x, y, *lengths, 0.3, divergence, cost)
+    torch.testing.assert_close(loss, expected, rtol=1e-11, atol=1e-11)
+    weight = torch.tensor([1.0, -3.0, 0.5], dtype=torch.float64)
+    gradients = torch.autograd.grad((loss * weight).sum(), (x, y))
+    expected = torch.autograd.grad((expected * weight).sum(), (x, y))
+    torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "cosine"])
+def test_gradcheck(cost):
+    x, y = features(2, 5, 3).requires_grad_(), features(2, 4, 3, seed=1).requires_grad_()
+    lengths = torch.tensor([5, 3]), torch.tensor([2, 4])
+    assert torch.autograd.gradcheck(
+        lambda x, y: SoftDTWLoss(0.5, cost=cost)(x, y, *lengths), (x, y)
+    )
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "cosine"])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_divergence_of_a_sequence_from_itself_is_zero(cost, offset):
+    x = (features(2, 300, 64) + offset).float().requires_grad_()
+    loss = SoftDTWLoss(0.1, cost=cost)
+    value = loss(x, x.detach().clone())
+    scale = soft_dtw(torch.full((2, 300, 300), 2 * 64.0 if cost == "sqeuclidean" else 1.0), gamma=0)
+    assert (value.abs() < 1e-7 * scale).all()
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    (typical,) = torch.autograd.grad(loss(x, x.detach().flip(1)).sum(), x)
+    assert gradient.norm() < 1e-5 * typical.norm()
+
+
+def test_frames_that_are_nearly_equal_keep_their_digits_far_from_the_origin():
+    x = 50 + 1e-2 * features(1, 40, 64)
+    y = x + 1e-3 * features(1, 40, 64, seed=1)
+    loss = SoftDTWLoss(0.001, divergence=False)
+    exact = (x.float().double()[:, :, None] - y.float().double()[:, None]).square().sum(-1)
+    expected = soft_dtw(exact, gamma=0.001, backend="torch")
+    value = loss(x.float(), y.float())
+    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 12),
+    m=st.integers(1, 12),
+    gamma=st.sampled_from([0.0, 0.01, 0.1, 1.0, 10.0]),
+    scale=st.sampled_from([0.01, 1.0, 10.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_divergence_is_not_negative_and_symmetric(n, m, gamma, scale, seed):
+    x, y = scale * features(2, n, 3, seed=seed), scale * features(2, m, 3, seed=seed + 1)
+    loss = SoftDTWLoss(gamma)
+    value = loss(x, y)
+    assert (value > -1e-9).all()
+    torch.testing.assert_close(value, loss(y, x), rtol=1e-9, atol=1e-9)
+
+
+def test_batch_equals_one_by_one_and_padding_is_not_read():
+    x, y = features(3, 20, 8), features(3, 25, 8, seed=1)
+    x_lengths, y_lengths = torch.tensor([20, 7, 1]), torch.tensor([6, 25, 2])
+    x[1, 7:] = x[2, 1:] = torch.nan
+    y[0, 6:] = y[2, 2:] = torch.inf
+    x.requires_grad_()
+    y.requires_grad_()
+    loss = SoftDTWLoss()
+    value = loss(x, y, x_lengths, y_lengths)
+    gradients = torch.autograd.grad(value.sum(), (x, y))
+    for b, (n, m) in enumerate(zip(x_lengths, y_lengths, strict=True)):
+        a, c = x[b : b + 1, :n], y[b : b + 1, :m]
+        one = loss(a, c)
+        torch.testing.assert_close(value[b], one[0], rtol=1e-12, atol=1e-12)
+        for gradient, expected, length in zip(
+            gradients, torch.autograd.grad(one, (a, c)), (n, m), strict=True
+        ):
+            torch.testing.assert_close(gradient[b, :length], expected[0], rtol=1e-9, atol=1e-11)
+            assert (gradient[b, length:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_is_computed_in_float32(dtype, autocast):
+    x = features(2, 9, 16).to(dtype).requires_grad_()
+    y = features(2, 7, 16, seed=1).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        value = SoftDTWLoss()(x, y)
+        regulariser = ContrastiveIDM(1.1, 0)(x)
+    assert value.dtype == regulariser.dtype == torch.float32
+    assert torch.equal(value, SoftDTWLoss()(x.float(), y.float()))
+    assert torch.equal(regulariser, ContrastiveIDM(1.1, 0)(x.float()))
+    (gradient,) = torch.autograd.grad((value + regulariser).sum(), x)
+    assert gradient.dtype == dtype and gradient.isfinite().all() and gradient.any()
+
+
+def test_frames_of_zeros_have_a_finite_cosine_gradient():
+    x = features(1, 6, 4)
+    x[0, 2] = 0
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(SoftDTWLoss(cost="cosine")(x, features(1, 5, 4)).sum(), x)
+    assert gradient.isfinite().all() and (gradient[0, 2] == 0).all() and gradient.any()
+
+
+def test_bandwidth_and_backend_are_passed_on():
+    x, y = features(2, 9, 4), features(2, 7, 4, seed=1)
+    cost = direct_cost(x, y, "sqeuclidean")
+    for backend in ("cpu", "torch", "reference"):
+        value = SoftDTWLoss(0.1, False, bandwidth=2, backend=backend)(x, y)
+        expected = soft_dtw(cost, gamma=0.1, bandwidth=2, backend="reference")
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_empty_batch():
+    x, y = torch.zeros(0, 4, 3, requires_grad=True), torch.zeros(0, 5, 3)
+    value = SoftDTWLoss()(x, y) + ContrastiveIDM(1.0, 0)(x)
+    assert value.shape == (0,)
+    value.sum().backward()
+    assert x.grad.shape == (0, 4, 3)
+
+
+def naive_idm(x, n, margin, window):
+    """The formula, term by term."""
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            distance = math.dist(x[i].tolist(), x[j].tolist())
+            weight = (i - j) ** 2 + 1
+            if abs(i - j) > window:
+                total += weight * max(0.0, margin - distance)
+            else:
+                total += distance / weight
+    return total / n**2
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_idm_equals_the_formula(window, dtype, tolerance):
+    x = (0.4 * features(4, 12, 3)).to(dtype)
+    lengths = torch.tensor([12, 5, 1, 2])
+    x[1, 5:] = torch.nan
+    value = ContrastiveIDM(1.1, window)(x, lengths)
+    expected = [naive_idm(u, n, 1.1, window) for u, n in zip(x, lengths.tolist(), strict=True)]
+    assert value.dtype == dtype
+    torch.testing.assert_close(
+        value.double(), torch.tensor(expected, dtype=torch.float64), rtol=tolerance, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_idm_gradcheck(window):
+    x = (0.4 * features(2, 6, 3)).requires_grad_()
+    idm = ContrastiveIDM(1.1, window)
+    assert torch.autograd.gradcheck(lambda x: idm(x, torch.tensor([6, 4])), x)
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_idm_of_identical_frames_has_a_finite_gradient(window):
+    x = torch.ones(1, 5, 3, requires_grad=True)
+    value = ContrastiveIDM(1.1, window)(x)
+    assert value.item() == pytest.approx(naive_idm(x[0], 5, 1.1, window), rel=1e-6)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert (gradient == 0).all()
+
+
+def test_idm_gradient_of_padding_is_zero():
+    x = features(1, 6, 3)
+    x[0, 4:] = torch.inf
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(ContrastiveIDM(3.0, 0)(x, torch.tensor([4])).sum(), x)
+    assert gradient.isfinite().all() and (gradient[0, 4:] == 0).all() and gradient.any()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: SoftDTWLoss(gamma=-0.5),
+            "SoftDTWLoss: gamma must be finite and >= 0 (0 is hard DTW), got -0.5",
+        ),
+        (
+            lambda: SoftDTWLoss(cost="euclidean"),
+            "SoftDTWLoss: cost must be one of sqeuclidean, cosine, got 'euclidean'",
+        ),
+        (
+            lambda: SoftDTWLoss(backend="gpu"),
+            "SoftDTWLoss: backend must be one of auto, cpu, torch, reference, got 'gpu'",
+        ),
+        (
+            lambda: SoftDTWLoss(bandwidth=-2),
+            "SoftDTWLoss: bandwidth must be None (no band) or an integer >= 0, got -2",
+        ),
+        (
+            lambda: SoftDTWLoss()(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)),
+            "SoftDTWLoss: x must be (B, N, D) and y (B, M, D), got shapes (2, 3, 4) and (2, 3, 5)",
+        ),
+        (
+            lambda: SoftDTWLoss()(torch.zeros(2, 3, 4), torch.zeros(3, 4)),
+            "SoftDTWLoss: x must be (B, N, D) and y (B, M, D), got shapes (2, 3, 4) and (3, 4)",
+        ),
+        (
+            lambda: SoftDTWLoss()(torch.zeros(1, 3, 4).long(), torch.zeros(1, 3, 4)),
+            "SoftDTWLoss: x must be floating point, got torch.int64",
+        ),
+        (
+            lambda: SoftDTWLoss()(
+                torch.zeros(1, 3, 4), torch.zeros(1, 3, 4), y_lengths=torch.tensor([0])
+            ),
+            "SoftDTWLoss: y_lengths[0] is 0, must be in 1..3 for a tensor of shape (1, 3, 4)",
+        ),
+        (
+            lambda: ContrastiveIDM(math.nan, 0),
+            "ContrastiveIDM: margin must be finite and >= 0, got nan",
+        ),
+        (
+            lambda: ContrastiveIDM(1.0, -1),
+            "ContrastiveIDM: window must be an integer >= 0, got -1",
+        ),
+        (
+            lambda: ContrastiveIDM(1.0, 0)(torch.zeros(3, 4)),
+            "ContrastiveIDM: x must be (B, N, D), got shape (3, 4)",
+        ),
+        (
+            lambda: ContrastiveIDM(1.0, 0)(torch.zeros(1, 3, 4), torch.tensor([4])),
+            "ContrastiveIDM: lengths[0] is 4, must be in 1..3 for a tensor of shape (1, 3, 4)",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(call, message):
+    with pytest.raises(InputError) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_repr_shows_the_configuration():
+    assert repr(SoftDTWLoss(0.2, cost="cosine")) == (
+        "SoftDTWLoss(gamma=0.2, divergence=True, cost='cosine', bandwidth=None, backend='auto')"
+    )
+    assert repr(ContrastiveIDM(1.1, 0)) == "ContrastiveIDM(margin=1.1, window=0)"
