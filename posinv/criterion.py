@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from espnet2.enh.loss.criterions.time_domain import TimeDomainLoss
 
 from posinv.errors import InputError
-from posinv.perturb import SpeedPerturb, ZeroPad, valid_mask
+from posinv.lengths import valid_mask
+from posinv.perturb import SpeedPerturb, ZeroPad
 from posinv.softdtw import SoftDTWLoss
 from posinv.upstream import Frozen, SSLUpstream, check_layer, load_config
 

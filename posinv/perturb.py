@@ -15,16 +15,12 @@ import torch
 import torchaudio
 
 from posinv.errors import InputError
+from posinv.lengths import valid_mask
 
 
 def random_state(key: str, purpose: str) -> random.Random:
     """Return the random state of one utterance for one purpose, under torch's current seed."""
     return random.Random(f"{torch.initial_seed()}/{purpose}/{key}")
-
-
-def valid_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
-    """Return a bool mask ``(B, size)``, true at positions before each of ``lengths`` ``(B,)``."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 class SpeedPerturb:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from posinv.errors import InputError
+from posinv.lengths import valid_mask
 from posinv.upstream import extract, frame_lengths, save_pretrained
 
 SAMPLING_RATE = 16000
@@ -211,7 +212,7 @@ class MaskedPredictionModel(AbsESPnetModel):
         loss = F.cross_entropy(logits, units[mask])
         stats = {"acc": (logits.detach().argmax(1) == units[mask]).float().mean()}
         if self.unmasked_weight:
-            seen = ~mask & (torch.arange(mask.size(1), device=mask.device) < frames[:, None])
+            seen = ~mask & valid_mask(frames, mask.size(1))
             seen_logits = self._logits(output.last_hidden_state[seen])
             # Summed over no frame it is 0, not the mean's NaN.
             unmasked = F.cross_entropy(seen_logits, units[seen], reduction="sum")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from posinv.errors import InputError
+from posinv.lengths import valid_mask
 
 KERNEL_SIZE = 8
 ZERO_CROSSINGS = 56
@@ -261,7 +262,7 @@ def _std(wave: Tensor, lengths: Tensor) -> Tensor:
 
 def _zero_beyond(x: Tensor, lengths: Tensor) -> Tensor:
     """`x`, (B, ..., T), with zeros from each length on."""
-    beyond = torch.arange(x.shape[-1], device=x.device) >= lengths.to(x.device).unsqueeze(1)
+    beyond = ~valid_mask(lengths.to(x.device), x.shape[-1])
     return x.masked_fill(beyond if x.dim() == 2 else beyond.unsqueeze(1), 0.0)
 
 

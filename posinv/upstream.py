@@ -33,6 +33,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from posinv.errors import InputError
+from posinv.lengths import valid_mask
 
 MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
 
@@ -133,7 +134,7 @@ def extract(
     _check_lengths(lengths, waves.size(1), min_samples(config))
     lengths = lengths.to(waves.device)
     waves = waves[:, : int(lengths.max())]
-    valid = _valid(lengths, waves.size(1))  # B, T
+    valid = valid_mask(lengths, waves.size(1))  # B, T
     waves = waves.masked_fill(~valid, 0.0)
     if normalize:
         waves = _normalize(waves, lengths, valid)
@@ -274,7 +275,7 @@ class SSLUpstream(nn.Module):
         """
         output, frames = extract(self.model, waves, lengths, self.normalize)
         hidden = torch.stack(output.hidden_states)  # L + 1, B, F, D
-        padding = ~_valid(frames, hidden.size(2))
+        padding = ~valid_mask(frames, hidden.size(2))
         return hidden.masked_fill(padding[:, :, None], 0.0), frames
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
@@ -393,11 +394,6 @@ def _check_lengths(lengths: Tensor, total: int, minimum: int) -> None:
             )
 
 
-def _valid(lengths: Tensor, total: int) -> Tensor:
-    """(B,) lengths -> (B, total) bool, True within."""
-    return torch.arange(total, device=lengths.device) < lengths[:, None]
-
-
 def _normalize(waves: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
     """Zero mean and unit variance as ``Wav2Vec2FeatureExtractor`` has them; ``waves`` 0-padded."""
     count = lengths[:, None].to(waves.dtype)
@@ -433,7 +429,7 @@ def _ignoring_padding(model: PreTrainedModel, lengths: Tensor, frames: Tensor) -
 
     def zero_padding(_module: nn.Module, args: tuple[Tensor]) -> Tensor:
         (x,) = args  # B, D, F
-        return x.masked_fill(~_valid(frames, x.size(2))[:, None], 0.0)
+        return x.masked_fill(~valid_mask(frames, x.size(2))[:, None], 0.0)
 
     hooks = [
         module.register_forward_pre_hook(zero_padding)

@@ -1,6 +1,6 @@
 # Functions that the recipes share: options, stages, jobs. Sourced, after `set -euo pipefail`.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # stage, stop_stage, skip_stages, ngpu: options of the caller
+# shellcheck disable=SC2154  # stage, stop_stage, skip_stages, ngpu, expdir: options of the caller
 
 log() { echo "$(date '+%H:%M:%S') $*"; }
 die() { echo "error: $*" >&2; exit 1; }
@@ -17,9 +17,9 @@ opt() {
 
 # The values printed are those given so far: a recipe's run.sh passes its choices first.
 print_options() {
-    local name
-    for name in "${_opt_names[@]}"; do
-        printf '  --%-22s %s (default: %s)\n' "$name" "${_opt_help[$name]}" "${!name:-none}"
+    local _name
+    for _name in "${_opt_names[@]}"; do
+        printf '  --%-22s %s (default: %s)\n' "$_name" "${_opt_help[$_name]}" "${!_name:-none}"
     done
     printf '  --%-22s %s\n' config "YAML file of options, name: value" help "print this and exit"
 }
@@ -32,7 +32,7 @@ _set_option() {  # _set_option NAME VALUE WHERE
 # parse_options "$@": the options declared by opt; later ones win. Values from --config FILE.yaml
 # count at the place where it stands.
 parse_options() {
-    local name pairs key value
+    local _name _pairs _key _value  # an option may be called "name"
     while [ $# -gt 0 ]; do
         case $1 in
             --help)
@@ -40,19 +40,19 @@ parse_options() {
                 print_options
                 exit 0
                 ;;
-            --*) name=${1#--} ;;
+            --*) _name=${1#--} ;;
             *) die "unexpected argument: $1; options look like --name value" ;;
         esac
-        [ $# -ge 2 ] || die "option --$name needs a value"
-        if [ "$name" = config ]; then
-            pairs=$(mktemp)
-            (. ./path.sh && python3 -m posinv.bin.recipe_options "$2") > "$pairs" || { rm -f "$pairs"; exit 1; }
-            while IFS= read -r -d '' key && IFS= read -r -d '' value; do
-                _set_option "$key" "$value" "$2"
-            done < "$pairs"
-            rm -f "$pairs"
+        [ $# -ge 2 ] || die "option --$_name needs a value"
+        if [ "$_name" = config ]; then
+            _pairs=$(mktemp)
+            (. ./path.sh >&2 && python3 -m posinv.bin.recipe_options "$2") > "$_pairs" || { rm -f "$_pairs"; exit 1; }
+            while IFS= read -r -d '' _key && IFS= read -r -d '' _value; do
+                _set_option "$_key" "$_value" "$2"
+            done < "$_pairs"
+            rm -f "$_pairs"
         else
-            _set_option "$name" "$2" "$0"
+            _set_option "$_name" "$2" "$0"
         fi
         shift 2
     done
@@ -112,14 +112,39 @@ set_max_jobs 1
 
 queue() {
     while [ "$(jobs -rp | wc -l)" -ge "$max_jobs" ]; do
-        sleep 0.2
+        _show_progress
     done
     "$@" &
     _job_pids+=($!)
 }
 
+# Background jobs ignore Ctrl-C: end them with the script.
+_kill_tree() {
+    local child
+    for child in $(pgrep -P "$1" || true); do
+        _kill_tree "$child"
+    done
+    kill "$1" 2> /dev/null || true
+}
+trap 'for pid in $(jobs -p); do _kill_tree "$pid"; done; exit 130' INT TERM
+
+# Sleep a little; on a terminal, show the epoch of each training that is under way.
+_show_progress() {
+    local training epoch line=""
+    sleep 0.5
+    [ -t 2 ] || return 0
+    while IFS= read -r -d '' training; do
+        epoch=$(grep -ao '[0-9]*/[0-9]*epoch started' "$training" | tail -n 1 || true)
+        line+="${training%/train.log}: epoch ${epoch%epoch*}   "
+    done < <(find "$expdir" -name train.log -mmin -1 ! -execdir test -e finished \; -print0)
+    printf '\r\033[K%s\r' "${line:0:$(tput cols 2> /dev/null || echo 80)}" >&2
+}
+
 wait_jobs() {
     local pid failed=0
+    while [ -n "$(jobs -rp)" ]; do
+        _show_progress
+    done
     for pid in "${_job_pids[@]}"; do
         wait "$pid" || failed=$((failed + 1))
     done

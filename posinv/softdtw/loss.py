@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from posinv.errors import InputError
+from posinv.lengths import valid_mask
 from posinv.softdtw.functional import (
     check_backend,
     check_bandwidth,
@@ -189,8 +190,8 @@ def _valid(
     lengths = checked_lengths(f"{name}: {lengths_name}", lengths, x.shape[0], x.shape[1], x)
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    frame = torch.arange(x.shape[1], device=x.device)
-    return x.masked_fill((frame >= lengths.to(x.device)[:, None])[:, :, None], 0.0), lengths
+    valid = valid_mask(lengths.to(x.device), x.shape[1])
+    return x.masked_fill(~valid[:, :, None], 0.0), lengths
 
 
 def _mean(x: Tensor, lengths: Tensor) -> Tensor:

@@ -1,0 +1,73 @@
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+# What makes the recipes' own configurations so small that nothing is learned.
+HEAD = {
+    "preencoder_conf": {"input_size": 32, "output_size": 16},
+    "encoder_conf": {"hidden_size": 16, "output_size": 16},
+}
+SEPARATOR = {"separator_conf": {"hidden": 4, "depth": 2}}
+TOY = {
+    "ssl": {
+        "ssl_conf": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "conv_dim": [16] * 7,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 4,
+        }
+    },
+    "se": SEPARATOR,
+    "finetune": SEPARATOR,
+    "pr": HEAD,
+    "asr": HEAD,
+}
+
+
+class Recipe:
+    """A copy of the recipes, so that a test writes nothing into the checkout."""
+
+    def __init__(self, top: Path, name: str) -> None:
+        self.dir = top / "egs" / name
+
+    def run(self, *options: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [self.dir / "run.sh", *map(str, options)],
+            env={**os.environ, **environment},
+            cwd="/",
+            text=True,
+            capture_output=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The parts of the checkout that recipes need, under a path with spaces."""
+    top = tmp_path_factory.mktemp("a path") / "with spaces"
+    ignored = shutil.ignore_patterns("data", "dump", "exp", "RESULTS.md")
+    shutil.copytree(ROOT / "egs", top / "egs", symlinks=True, ignore=ignored)
+    shutil.copytree(ROOT / "conf", top / "conf", symlinks=True)
+    for name in ("posinv", "tools", "setup.cfg"):
+        (top / name).symlink_to(ROOT / name)
+    for name, changes in TOY.items():
+        path = top / "conf" / "small" / f"{name}.yaml"
+        config = yaml.safe_load(path.read_text())
+        for key, values in changes.items():
+            config[key].update(values)
+        config.update(max_epoch=1, num_workers=0)
+        path.write_text(yaml.safe_dump(config))
+    return top
+
+
+@pytest.fixture(scope="module")
+def recipe(checkout):
+    """A recipe by name, such as ``mini/enh1``."""
+    return lambda name: Recipe(checkout, name)

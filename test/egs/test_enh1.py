@@ -1,0 +1,203 @@
+"""The SE recipes, whole, at toy size, through their own run.sh."""
+
+import json
+import re
+import wave
+
+import numpy as np
+import pytest
+import soundfile
+
+MINI = ["--local_data_opts", "--minutes 0.5 --dev_minutes 0.1 --test_minutes 0.15"]
+SYSTEMS = ["noisy input", "SE before fine-tuning", "ssl_mse", "ssl_mse_pad", "ssl_softdtw", "ssl_xcorr"]
+SETS = ["clean", "seen", "unseen", "shift", "rate"]
+
+
+@pytest.fixture(scope="module")
+def mini(recipe):
+    """The mini recipe after a whole run."""
+    mini = recipe("mini/enh1")
+    done = mini.run(*MINI, "--ssl_units", 10)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return mini, done.stdout
+
+
+def test_table(mini):
+    recipe, output = mini
+    text = (recipe.dir / "RESULTS.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    for system in SYSTEMS:
+        assert sum(row.split("|")[1].strip() == system for row in rows) == 3  # PER, WER, signal
+    for name in [*SETS, "SI-SDR", "STOI", "PESQ"]:
+        assert any(name in row for row in rows)
+    # On the terminal too.
+    assert all(row in output for row in rows)
+    for fact in ("egs/mini/enh1/run.sh", "espnet", "torch", "commit"):
+        assert fact in text
+
+
+def test_one_line_a_stage_with_its_time(mini):
+    _, output = mini
+    for number in range(1, 10):
+        assert len(re.findall(rf"^[\d:]+ stage {number}: (?!done|kept)", output, re.M)) == 1
+        assert len(re.findall(rf"^[\d:]+ stage {number}: done in \d+ s$", output, re.M)) == 1
+
+
+def test_every_test_set_is_scored(mini):
+    recipe, _ = mini
+    for system in ("noisy", "se", "ssl_softdtw"):
+        for task in ("pr", "asr"):
+            path = recipe.dir / "exp" / "seed1" / system / "superb" / task / "decode" / "scores.json"
+            assert set(json.loads(path.read_text())) == {f"test_{name}" for name in SETS}
+
+
+def test_second_run_keeps_what_is_there_and_says_so(mini):
+    recipe, _ = mini
+    checkpoint = recipe.dir / "exp" / "se" / "1epoch.pth"
+    before = checkpoint.stat().st_mtime_ns
+    done = recipe.run("--stage", 5, "--stop_stage", 5)
+    assert done.returncode == 0, done.stderr
+    assert "exp/se: finished already, by this command from these inputs: kept" in done.stdout
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+def test_other_options_in_the_same_directory_are_refused(mini):
+    recipe, _ = mini
+    done = recipe.run("--stage", 5, "--stop_stage", 5, "--se_config", "conf/finetune.yaml")
+    assert done.returncode != 0
+    assert "exp/se was made by another command or from other inputs" in done.stderr
+
+
+def test_checkpoint_of_another_shape(mini):
+    recipe, _ = mini
+    done = recipe.run(
+        "--stage", 5, "--stop_stage", 5, "--expdir", "exp other",
+        "--se_checkpoint", "exp/seed1/noisy/superb/pr/valid.cer_ctc.best.pth",
+    )
+    assert done.returncode != 0
+    assert "exp other/se/import.log" in done.stderr
+    assert "enh_import: error: " in done.stderr
+    assert not (recipe.dir / "exp other" / "se" / "valid.loss.best.pth").exists()
+
+
+def test_starts_from_a_given_ssl_model_and_checkpoint(mini):
+    recipe, _ = mini
+    se = recipe.dir / "exp" / "se" / "valid.loss.best.pth"
+    import torch
+
+    state = torch.load(se, weights_only=True)
+    bare = {key.removeprefix("separator."): value for key, value in state.items()}
+    torch.save(bare, recipe.dir / "released.th")
+    done = recipe.run(
+        "--stage", 4, "--stop_stage", 6, "--expdir", "exp released", "--ssl_model", "exp/ssl/model",
+        "--se_checkpoint", "released.th", "--criteria", "ssl_mse",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "using the SSL model exp/ssl/model" in done.stdout
+    assert (recipe.dir / "exp released" / "seed1" / "ssl_mse" / "valid.loss.best.pth").exists()
+    imported = torch.load(
+        recipe.dir / "exp released" / "se" / "valid.loss.best.pth", weights_only=True
+    )
+    assert all(torch.equal(imported[key], state[key]) for key in state)
+
+
+def replace_audio(entry, edit):
+    """Replace the audio file of a wav.scp line by what ``edit(path)`` leaves there."""
+    edit(entry.split(" ", 1)[1])
+
+
+BAD_AUDIO = {
+    "missing": (lambda path: __import__("os").remove(path), "no such file"),
+    "empty": (lambda path: open(path, "w").close(), "empty"),
+    "not audio": (lambda path: open(path, "w").write("hello " * 100), "can't be read as audio"),
+    "wrong rate": (
+        lambda path: soundfile.write(path, np.zeros(8000), 8000, format="FLAC"),
+        "8000 Hz",
+    ),
+    "too short": (
+        lambda path: soundfile.write(path, np.zeros(399), 16000, format="FLAC"),
+        "399",
+    ),
+}
+
+
+@pytest.fixture
+def bad(recipe, mini, tmp_path):
+    """The mini recipe's data, to be spoiled; restored after."""
+    import shutil
+
+    recipe, _ = mini
+    shutil.copytree(recipe.dir / "data", tmp_path / "data", symlinks=True)
+    yield recipe
+    shutil.rmtree(recipe.dir / "data")
+    shutil.copytree(tmp_path / "data", recipe.dir / "data", symlinks=True)
+
+
+@pytest.mark.parametrize("case", BAD_AUDIO)
+def test_bad_audio(bad, case):
+    edit, message = BAD_AUDIO[case]
+    line = (bad.dir / "data" / "dev" / "wav.scp").read_text().splitlines()[0]
+    name, path = line.split(" ", 1)
+    edit(bad.dir / path)
+    done = bad.run("--stage", 3, "--stop_stage", 3, "--dumpdir", "dump bad")
+    assert done.returncode != 0
+    assert "stage 3" in done.stderr
+    errors = [text for text in done.stderr.splitlines() if text.startswith("format_data: error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert name in errors[0] or path in errors[0]
+    assert not (bad.dir / "dump bad" / "raw" / "dev").exists()
+
+
+BAD_LISTS = {
+    "no transcript": (lambda lines: lines[1:], "text", "no transcript for utterance"),
+    "unknown token": (lambda lines: [lines[0] + " café", *lines[1:]], "text", "é"),
+    "duplicated id": (lambda lines: [lines[0], *lines], "wav.scp", "duplicated id"),
+    "lists don't match": (lambda lines: lines[1:], "spk1.scp", "don't match"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LISTS)
+def test_bad_lists(bad, case):
+    edit, name, message = BAD_LISTS[case]
+    path = bad.dir / "data" / "dev" / name
+    path.write_text("\n".join(edit(path.read_text().splitlines())) + "\n")
+    done = bad.run("--stage", 3, "--stop_stage", 3, "--dumpdir", "dump bad")
+    assert done.returncode != 0
+    errors = [text for text in done.stderr.splitlines() if "_data: error: " in text]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_unknown_layer(mini, checkout):
+    recipe, _ = mini
+    criterion = checkout / "conf" / "small" / "criteria" / "deep.yaml"
+    criterion.write_text(
+        "[{name: ssl_mse, conf: {layer: 99}, wrapper: fixed_order, wrapper_conf: {weight: 1.0}}]"
+    )
+    done = recipe.run("--stage", 6, "--stop_stage", 6, "--criteria", "deep")
+    assert done.returncode != 0
+    assert "layer 99 is out of range: this SSL model has hidden states 0 to 2" in done.stderr
+
+
+def test_unknown_criterion(mini):
+    recipe, _ = mini
+    done = recipe.run("--criteria", "ssl_mze")
+    assert done.returncode != 0
+    assert "conf/criteria/ssl_mze.yaml: not found" in done.stderr
+
+
+def test_fsdd(recipe, shared_data):
+    fsdd = recipe("fsdd/enh1")
+    (fsdd.dir / "db.sh").unlink()
+    (fsdd.dir / "db.sh").write_text(
+        f"FSDD='{shared_data / 'fsdd'}'\nNOISE_UNSEEN='{shared_data / 'an4_sample' / 'noise'}'\n"
+    )
+    done = fsdd.run(
+        "--local_data_opts", "--minutes 0.5 --dev_minutes 0.1 --test_minutes 0.2",
+        "--ssl_units", 10, "--criteria", "ssl_mse ssl_softdtw", "--seeds", "1 2",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (fsdd.dir / "RESULTS.md").read_text()
+    assert "±" in text
+    assert "recorded" in (fsdd.dir / "data" / "test_unseen" / "manifest.tsv").read_text()
