@@ -5,7 +5,6 @@ A data directory holds ``wav.scp`` (audio), ``spk1.scp`` (its clean reference; e
 and ``utt2spk``, each ``<utterance id> <rest of line>``, sorted by id in the C locale.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import numpy as np
 
 from posinv.audio import read_audio, write_audio
 from posinv.errors import InputError
+from posinv.files import write_whole
 
 FRAME_SECONDS = 0.025  # the receptive field of wav2vec 2.0 and its kin: 400 samples at 16 kHz
 
@@ -86,8 +86,12 @@ class DataDir:
 _FILES = ("wav.scp", "spk1.scp", "text", "phn", "utt2spk")
 
 
-def read_table(path: Path | str) -> dict[str, str]:
+def read_table(path: Path | str, allow_empty: bool = False) -> dict[str, str]:
     """Read ``<id> <rest of line>`` lines, sorted by id in the C locale.
+
+    Args:
+        path: the file.
+        allow_empty: let an id have no value, as what was recognised of an utterance may.
 
     Raises:
         InputError: no such file, nothing in it, an id without a value, twice, or out of order.
@@ -96,7 +100,7 @@ def read_table(path: Path | str) -> dict[str, str]:
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file: every data directory needs it") from None
+        raise InputError(f"{path}: no such file: make it, or correct its path") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason}): convert it") from error
     if not content.strip():
@@ -106,7 +110,7 @@ def read_table(path: Path | str) -> dict[str, str]:
     for number, line in enumerate(content.removesuffix("\n").split("\n"), 1):
         key, _, value = line.replace("\t", " ").partition(" ")
         value = value.strip()
-        if not key or not value:
+        if not key or not (value or allow_empty):
             what = f"no transcript for utterance {key}" if key else "no id"
             if key and path.name not in ("text", "phn"):
                 what = f"nothing after {key}"
@@ -124,10 +128,7 @@ def read_table(path: Path | str) -> dict[str, str]:
 
 def write_table(path: Path | str, table: Mapping[str, object]) -> None:
     """Write ``<id> <value>`` lines sorted by id; the file appears whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(f"{key} {table[key]}\n" for key in sorted(table)), "utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(f"{key} {table[key]}\n" for key in sorted(table)))
 
 
 @contextmanager

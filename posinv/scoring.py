@@ -258,7 +258,8 @@ def score_text(
         InputError: a file that cannot be read; ids that don't match; a set without reference
             tokens.
     """
-    refs, hyps, sets = read_transcripts(ref), read_transcripts(hyp), read_table(utt2set)
+    refs, hyps = (read_table(path, allow_empty=True) for path in (ref, hyp))
+    sets = read_table(utt2set)
     _require_same_ids(refs, hyps, ref, hyp)
     _require_same_ids(refs, sets, ref, utt2set)
     scores, texts = {}, []
@@ -275,32 +276,6 @@ def score_text(
             f"{result.dels} deleted)\n\n{alignment_text(*of_set, unit)}"
         )
     return scores, "\n".join(texts)
-
-
-def read_transcripts(path: Path | str) -> dict[str, str]:
-    """Read ``<id> <transcript>`` lines; unlike in a data directory a transcript may be empty.
-
-    Raises:
-        InputError: no such file, nothing in it, a line without an id, or an id twice.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the transcripts: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason}): convert it") from error
-    table: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        utterance, _, transcript = line.replace("\t", " ").partition(" ")
-        if not utterance:
-            raise InputError(f"{path}: line {number}: no utterance id: add it or remove the line")
-        if utterance in table:
-            raise InputError(f"{path}: line {number}: utterance {utterance} twice: remove one")
-        table[utterance] = transcript.strip()
-    if not table:
-        raise InputError(f"{path}: holds no transcripts")
-    return table
 
 
 def _require_same_ids(

@@ -9,6 +9,11 @@ fi
 # shellcheck disable=SC1091
 . tools/activate_python.sh
 
+# The oracle of posinv/separator.py. Only tests use it, its licence is CC BY-NC, and its pinned
+# dependencies are those of 2020, so it is no dependency of posinv's.
+python3 -c 'import denoiser' 2> /dev/null \
+    || python3 -m pip install -q --disable-pip-version-check --no-deps denoiser==0.1.5
+
 # Small models gain nothing from threads, and lose much where several share a processor.
 export OMP_NUM_THREADS=1
 

@@ -1,4 +1,3 @@
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -38,11 +37,11 @@ class Recipe:
     def __init__(self, top: Path, name: str) -> None:
         self.dir = top / "egs" / name
 
-    def run(self, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    def run(self, *options: object, script: str = "run.sh") -> subprocess.CompletedProcess:
+        # run.sh is called from elsewhere, as README does; the other scripts in the recipe.
         return subprocess.run(
-            [self.dir / "run.sh", *map(str, options)],
-            env={**os.environ, **environment},
-            cwd="/",
+            [self.dir / script, *map(str, options)],
+            cwd="/" if script == "run.sh" else self.dir,
             text=True,
             capture_output=True,
         )

@@ -2,14 +2,23 @@
 
 import json
 import re
-import wave
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-MINI = ["--local_data_opts", "--minutes 0.5 --dev_minutes 0.1 --test_minutes 0.15"]
-SYSTEMS = ["noisy input", "SE before fine-tuning", "ssl_mse", "ssl_mse_pad", "ssl_softdtw", "ssl_xcorr"]
+MINI = ["--local_data_opts", "--minutes 1 --dev_minutes 0.1 --test_minutes 0.15"]
+SYSTEMS = [
+    "noisy input",
+    "SE before fine-tuning",
+    "ssl_mse",
+    "ssl_mse_pad",
+    "ssl_softdtw",
+    "ssl_xcorr",
+]
 SETS = ["clean", "seen", "unseen", "shift", "rate"]
 
 
@@ -47,7 +56,9 @@ def test_every_test_set_is_scored(mini):
     recipe, _ = mini
     for system in ("noisy", "se", "ssl_softdtw"):
         for task in ("pr", "asr"):
-            path = recipe.dir / "exp" / "seed1" / system / "superb" / task / "decode" / "scores.json"
+            path = (
+                recipe.dir / "exp" / "seed1" / system / "superb" / task / "decode" / "scores.json"
+            )
             assert set(json.loads(path.read_text())) == {f"test_{name}" for name in SETS}
 
 
@@ -71,8 +82,14 @@ def test_other_options_in_the_same_directory_are_refused(mini):
 def test_checkpoint_of_another_shape(mini):
     recipe, _ = mini
     done = recipe.run(
-        "--stage", 5, "--stop_stage", 5, "--expdir", "exp other",
-        "--se_checkpoint", "exp/seed1/noisy/superb/pr/valid.cer_ctc.best.pth",
+        "--stage",
+        5,
+        "--stop_stage",
+        5,
+        "--expdir",
+        "exp other",
+        "--se_checkpoint",
+        "exp/seed1/noisy/superb/pr/valid.cer_ctc.best.pth",
     )
     assert done.returncode != 0
     assert "exp other/se/import.log" in done.stderr
@@ -83,14 +100,22 @@ def test_checkpoint_of_another_shape(mini):
 def test_starts_from_a_given_ssl_model_and_checkpoint(mini):
     recipe, _ = mini
     se = recipe.dir / "exp" / "se" / "valid.loss.best.pth"
-    import torch
-
     state = torch.load(se, weights_only=True)
     bare = {key.removeprefix("separator."): value for key, value in state.items()}
     torch.save(bare, recipe.dir / "released.th")
     done = recipe.run(
-        "--stage", 4, "--stop_stage", 6, "--expdir", "exp released", "--ssl_model", "exp/ssl/model",
-        "--se_checkpoint", "released.th", "--criteria", "ssl_mse",
+        "--stage",
+        4,
+        "--stop_stage",
+        6,
+        "--expdir",
+        "exp released",
+        "--ssl_model",
+        "exp/ssl/model",
+        "--se_checkpoint",
+        "released.th",
+        "--criteria",
+        "ssl_mse",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "using the SSL model exp/ssl/model" in done.stdout
@@ -101,31 +126,42 @@ def test_starts_from_a_given_ssl_model_and_checkpoint(mini):
     assert all(torch.equal(imported[key], state[key]) for key in state)
 
 
-def replace_audio(entry, edit):
-    """Replace the audio file of a wav.scp line by what ``edit(path)`` leaves there."""
-    edit(entry.split(" ", 1)[1])
+def test_sentencepiece_tokens(mini):
+    recipe, _ = mini
+    bpe = ["--asr_token_type", "bpe"]
+    done = recipe.run("--stage", 3, "--stop_stage", 3, "--dumpdir", "dump bpe", *bpe, "--nbpe", 40)
+    assert done.returncode == 0, done.stderr
+    tokens = (recipe.dir / "dump bpe/tokens/bpe.txt").read_text().splitlines()
+    # sentencepiece's 40 count <unk>, <s> and </s>; ours <blank>, <unk> and <sos/eos>.
+    assert 30 < len(tokens) <= 40
+    assert any(len(token.strip("▁")) > 1 for token in tokens[2:-1])
+    raw = "dump bpe/raw"
+    done = recipe.run(
+        *("--dir", "exp bpe", "--ssl", "exp/ssl/model", "--tokens_dir", "dump bpe/tokens", *bpe),
+        *("--train_set", f"{raw}/train", "--valid_set", f"{raw}/dev"),
+        *("--test_set", f"{raw}/test_all"),
+        script="superb.sh",
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((recipe.dir / "exp bpe/asr/decode/scores.json").read_text())
+    assert set(scores) == {f"test_{name}" for name in SETS}
 
 
 BAD_AUDIO = {
-    "missing": (lambda path: __import__("os").remove(path), "no such file"),
-    "empty": (lambda path: open(path, "w").close(), "empty"),
-    "not audio": (lambda path: open(path, "w").write("hello " * 100), "can't be read as audio"),
-    "wrong rate": (
-        lambda path: soundfile.write(path, np.zeros(8000), 8000, format="FLAC"),
-        "8000 Hz",
+    "missing": (Path.unlink, "no such audio file"),
+    "empty": (lambda path: path.write_bytes(b""), "empty"),
+    "not audio": (
+        lambda path: path.write_text("hello " * 100),
+        "not audio that soundfile can read",
     ),
-    "too short": (
-        lambda path: soundfile.write(path, np.zeros(399), 16000, format="FLAC"),
-        "399",
-    ),
+    "wrong rate": (lambda path: soundfile.write(path, np.zeros(8000), 8000), "8000 Hz"),
+    "too short": (lambda path: soundfile.write(path, np.zeros(399), 16000), "399"),
 }
 
 
 @pytest.fixture
 def bad(recipe, mini, tmp_path):
     """The mini recipe's data, to be spoiled; restored after."""
-    import shutil
-
     recipe, _ = mini
     shutil.copytree(recipe.dir / "data", tmp_path / "data", symlinks=True)
     yield recipe
@@ -194,8 +230,14 @@ def test_fsdd(recipe, shared_data):
         f"FSDD='{shared_data / 'fsdd'}'\nNOISE_UNSEEN='{shared_data / 'an4_sample' / 'noise'}'\n"
     )
     done = fsdd.run(
-        "--local_data_opts", "--minutes 0.5 --dev_minutes 0.1 --test_minutes 0.2",
-        "--ssl_units", 10, "--criteria", "ssl_mse ssl_softdtw", "--seeds", "1 2",
+        "--local_data_opts",
+        "--minutes 0.5 --dev_minutes 0.1 --test_minutes 0.2",
+        "--ssl_units",
+        10,
+        "--criteria",
+        "ssl_mse ssl_softdtw",
+        "--seeds",
+        "1 2",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     text = (fsdd.dir / "RESULTS.md").read_text()

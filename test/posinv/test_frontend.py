@@ -99,6 +99,15 @@ def test_enh_ssl_is_ssl_of_enhanced_speech(tiny_ssl, enh_dir, waves, cache_gb):
     assert [name for name, _ in frontend.named_parameters()] == ["weights"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_enh_ssl_follows_the_device(tiny_ssl, enh_dir, waves):
+    files = str(enh_dir / "config.yaml"), str(enh_dir / "model.pth")
+    frontend = EnhSSLFrontend(tiny_ssl, *files)
+    on_cpu, _ = frontend(waves, LENGTHS)
+    on_gpu, _ = frontend.cuda()(waves.cuda(), LENGTHS.cuda())
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-4)
+
+
 def test_bad_input(tiny_ssl, enh_dir):
     with pytest.raises(InputError, match="cache_gb must be at least 0"):
         SSLFrontend(tiny_ssl, cache_gb=-1)

@@ -14,7 +14,6 @@ from posinv.scoring import (
     enhancement_scores,
     error_rate,
     has_pesq,
-    read_transcripts,
     score_enhancement,
     score_text,
     si_sdr,
@@ -271,7 +270,7 @@ class TestScoreText:
     @pytest.fixture
     def files(self, tmp_path):
         (tmp_path / "ref").write_text("u1 a b\nu2 c d\nu3\n")
-        (tmp_path / "hyp").write_text("u3 x\nu1 a b\nu2\n")
+        (tmp_path / "hyp").write_text("u1 a b\nu2\nu3 x\n")
         (tmp_path / "utt2set").write_text("u1 one\nu2 two\nu3 two\n")
         return [tmp_path / name for name in ("ref", "hyp", "utt2set")]
 
@@ -292,24 +291,13 @@ class TestScoreText:
             ("ref", "u1 a b\nu2 c\n", r"ref: no utterance u3, which is in .*hyp \(1 such\)"),
             ("utt2set", "u1 one\nu3 two\n", r"utt2set: no utterance u2"),
             ("utt2set", "u1 one\nu2 two\nu3 three\n", r"ref: set three: .* no token"),
-            ("hyp", "u1 a\nu1 b\n", r"hyp: line 2: utterance u1 twice"),
-            ("hyp", "u1 a\n\n", r"hyp: line 2: no utterance id"),
-            ("hyp", "u1 a\n u2 a\n", r"hyp: line 2: no utterance id"),
-            ("hyp", "", r"hyp: holds no transcripts"),
+            ("hyp", "u1 a\nu1 b\n", r"hyp: line 2: duplicated id u1"),
+            ("hyp", "u1 a\n\n", r"hyp: line 2: no id"),
+            ("hyp", "u1 a\n u2 a\n", r"hyp: line 2: no id"),
+            ("hyp", "", r"hyp: empty: it must list"),
         ],
     )
     def test_bad_files(self, files, name, content, message):
         (files[0].parent / name).write_text(content)
         with pytest.raises(InputError, match=message):
             score_text(*files, "word")
-
-
-def test_read_transcripts(tmp_path):
-    path = tmp_path / "text"
-    path.write_text("u1 a  b \nu2\nu3\tc\nu4 \n")
-    assert read_transcripts(path) == {"u1": "a  b", "u2": "", "u3": "c", "u4": ""}
-    with pytest.raises(InputError, match=r"none: cannot read the transcripts: No such file"):
-        read_transcripts(tmp_path / "none")
-    path.write_bytes(b"u1 \xff\n")
-    with pytest.raises(InputError, match="text: not UTF-8"):
-        read_transcripts(path)
