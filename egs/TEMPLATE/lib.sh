@@ -61,19 +61,20 @@ parse_options() {
 # ----------------------------------------------------------------------------------- stages
 # run_stage NUMBER TITLE FUNCTION: run FUNCTION if --stage, --stop_stage and --skip_stages say
 # so; one line before and one, with the time it took, after. What FUNCTION prints is shown.
+# Its names begin with _, so that they hide no option from FUNCTION.
 run_stage() {
-    local number=$1 title=$2 function=$3 start=$SECONDS
-    if [ "$number" -lt "$stage" ] || [ "$number" -gt "$stop_stage" ]; then
+    local _number=$1 _title=$2 _function=$3 _start=$SECONDS
+    if [ "$_number" -lt "$stage" ] || [ "$_number" -gt "$stop_stage" ]; then
         return
     fi
-    if [[ " $skip_stages " == *" $number "* ]]; then
-        log "stage $number: $title: skipped (--skip_stages)"
+    if [[ " $skip_stages " == *" $_number "* ]]; then
+        log "stage $_number: $_title: skipped (--skip_stages)"
         return
     fi
-    log "stage $number: $title"
-    _stage_title="stage $number ($title)"
-    "$function"
-    log "stage $number: done in $((SECONDS - start)) s"
+    log "stage $_number: $_title"
+    _stage_title="stage $_number ($_title)"
+    "$_function"
+    log "stage $_number: done in $((SECONDS - _start)) s"
 }
 
 # ------------------------------------------------------------------------------------- jobs

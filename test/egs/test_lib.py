@@ -116,6 +116,12 @@ def test_stages(bash):
     assert "did two" in skipped
 
 
+def test_a_stage_sees_the_options(bash):
+    script = "opt title mine ''; opt number many ''; parse_options --title ours\n"
+    script += 'show() { echo "$title $number"; }\nrun_stage 1 "a title" show'
+    assert "ours many" in bash(script).stdout
+
+
 def test_a_failing_stage_stops_the_recipe(bash):
     done = bash(STAGES + 'run_stage 3 "third" three; echo afterwards')
     assert done.returncode != 0

@@ -2,7 +2,7 @@
 # The main job on real recordings: connected digits of the Free Spoken Digit Dataset (db.sh says
 # where it is), a small SSL model and a small SE model, both pretrained here.
 set -euo pipefail
-export RECIPE_COMMAND="egs/fsdd/enh1/run.sh $*"
+export RECIPE_COMMAND="egs/fsdd/enh1/run.sh${*:+ ${*@Q}}"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 ./enh.sh \
