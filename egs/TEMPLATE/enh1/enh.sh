@@ -195,7 +195,9 @@ prepare_ssl() {
         --valid_data_path_and_name_and_type "$expdir/ssl/units_$valid_set/units,units,text_int" \
         --train_shape_file "$raw/$train_set/utt2num_samples" \
         --valid_shape_file "$raw/$valid_set/utt2num_samples"
-    if [ ! -e "$ssl/config.json" ]; then
+    if [ -e "$ssl/config.json" ]; then
+        log "$ssl: exported already: kept"
+    else
         run_logged "$expdir/ssl/export.log" "$python" -m posinv.bin.pretrain_export \
             --exp "$expdir/ssl" --out "$ssl"
     fi
