@@ -101,7 +101,8 @@ run_logged() {
 # queue COMMAND [ARG ...]: run COMMAND, a function or program that logs on its own, in the
 # background, at most $max_jobs (see set_max_jobs) at once. wait_jobs waits for all of them and
 # fails if one failed.
-_job_pids=()
+_jobs_queued=0
+_jobs_done=
 set_max_jobs() {
     max_jobs=$1
     # The jobs share the processors. A thread that waits must not keep one busy meanwhile: on a
@@ -115,8 +116,14 @@ queue() {
     while [ "$(jobs -rp | wc -l)" -ge "$max_jobs" ]; do
         _show_progress
     done
-    "$@" &
-    _job_pids+=($!)
+    # A line in a file for each job that ends well, since bash forgets the exit status of a job
+    # whose process id comes round again.
+    _jobs_done=${_jobs_done:-$(mktemp)}
+    (
+        "$@"
+        echo done >> "$_jobs_done"
+    ) &
+    _jobs_queued=$((_jobs_queued + 1))
 }
 
 # Background jobs ignore Ctrl-C: end them with the script.
@@ -142,14 +149,16 @@ _show_progress() {
 }
 
 wait_jobs() {
-    local pid failed=0
+    local failed
+    [ "$_jobs_queued" -gt 0 ] || return 0
     while [ -n "$(jobs -rp)" ]; do
         _show_progress
     done
-    for pid in "${_job_pids[@]}"; do
-        wait "$pid" || failed=$((failed + 1))
-    done
-    _job_pids=()
+    wait
+    failed=$((_jobs_queued - $(wc -l < "$_jobs_done")))
+    rm -f "$_jobs_done"
+    _jobs_queued=0
+    _jobs_done=
     set_max_jobs 1
     if [ "$failed" -gt 0 ]; then
         die "${_stage_title:-jobs}: $failed of the jobs failed"

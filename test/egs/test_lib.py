@@ -155,6 +155,18 @@ def test_jobs_run_together_and_one_failure_fails_all(bash):
     assert bash(script.replace("!= 0.2", "!= none")).returncode == 0
 
 
+def test_jobs_are_counted_however_many_and_however_they_end(bash):
+    """Bash itself forgets how old jobs ended; a killed job is a failed one."""
+    script = """
+    set_max_jobs 20
+    for i in $(seq 60); do queue true; done
+    queue bash -c 'kill -9 $PPID'
+    wait_jobs
+    """
+    assert "1 of the jobs failed" in bash(script).stderr
+    assert bash("wait_jobs; echo on").stdout == "on\n"
+
+
 TRAIN = """
 echo "$name" > input
 train exp/x input -- bash -c 'echo run >> runs; [ ! -e broken ]' _
