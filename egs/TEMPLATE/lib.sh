@@ -121,7 +121,7 @@ queue() {
     _jobs_done=${_jobs_done:-$(mktemp)}
     (
         "$@"
-        echo done >> "$_jobs_done"
+        echo ok >> "$_jobs_done"
     ) &
     _jobs_queued=$((_jobs_queued + 1))
 }
