@@ -134,7 +134,7 @@ _kill_tree() {
     done
     kill "$1" 2> /dev/null || true
 }
-trap 'for pid in $(jobs -p); do _kill_tree "$pid"; done; exit 130' INT TERM
+trap 'for pid in $(jobs -p); do _kill_tree "$pid"; done; wait; exit 130' INT TERM
 
 # Sleep a little; on a terminal, show the epoch of each training that is under way.
 _show_progress() {

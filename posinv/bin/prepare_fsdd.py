@@ -3,23 +3,16 @@
 import argparse
 from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import corpus_parser, run
 from posinv.corpora.fsdd import prepare
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = corpus_parser(__doc__, minutes=27.0, dev_minutes=1.5, test_minutes=3.0)
+    parser.add_argument(
+        "--recordings", type=Path, required=True, help="of {digit}_{speaker}_{index}.wav files"
     )
-    add = parser.add_argument
-    add("--recordings", type=Path, required=True, help="of {digit}_{speaker}_{index}.wav files")
-    add("--out", type=Path, default=Path("data"), help="parent of the data directories")
-    add("--minutes", type=float, default=27.0, help="of training speech, at least")
-    add("--dev_minutes", type=float, default=1.5, help="of development speech, at least")
-    add("--test_minutes", type=float, default=3.0, help="of test speech, at least")
-    add("--seed", type=int, default=0, help="of every draw")
-    add("--nj", type=int, default=2, help="number of processes")
     return parser
 
 

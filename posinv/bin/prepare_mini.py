@@ -1,25 +1,14 @@
 """Synthesise the corpus of egs/mini: data directories train, dev and test."""
 
 import argparse
-from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import corpus_parser, run
 from posinv.corpora.mini import prepare
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("data"), help="parent of the data directories")
-    add("--minutes", type=float, default=20.0, help="of training speech, at least")
-    add("--dev_minutes", type=float, default=1.5, help="of development speech, at least")
-    add("--test_minutes", type=float, default=2.0, help="of test speech, at least")
-    add("--seed", type=int, default=0, help="of every draw")
-    add("--nj", type=int, default=2, help="number of processes")
-    return parser
+    return corpus_parser(__doc__, minutes=20.0, dev_minutes=1.5, test_minutes=2.0)
 
 
 def main() -> None:

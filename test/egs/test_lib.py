@@ -216,8 +216,8 @@ def test_ctrl_c_ends_the_jobs(bash):
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=20) == 130
-    time.sleep(0.5)
-    listing = subprocess.run(
-        ["pgrep", "-s", str(process.pid), "sleep"], capture_output=True, text=True
-    )
-    assert listing.stdout == ""
+    # Not those in state Z: they have ended, and wait for an init process that reaps them.
+    alive = ["pgrep", "--runstates", "D,R,S,T", "--session", str(process.pid)]
+    while (listing := subprocess.run(alive, capture_output=True, text=True).stdout) != "":
+        assert time.monotonic() < deadline + 20, listing
+        time.sleep(0.1)
