@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from espnet2.enh.loss.criterions.time_domain import TimeDomainLoss
 
 from posinv.errors import InputError
-from posinv.lengths import valid_mask
+from posinv.lengths import mean_squared_distance
 from posinv.perturb import SpeedPerturb, ZeroPad
 from posinv.softdtw import SoftDTWLoss
 from posinv.upstream import Frozen, SSLUpstream, check_layer, load_config
@@ -87,14 +87,6 @@ class SSLCriterion(TimeDomainLoss, ABC):
         """Return the loss ``(B,)`` of ``inf`` against ``ref``, both ``(B, T)``."""
 
 
-def _mean_squared_distance(
-    x: torch.Tensor, y: torch.Tensor, frame_lengths: torch.Tensor
-) -> torch.Tensor:
-    """Return the mean over valid frames of ``||x_i - y_i||^2``, ``(B,)``, of ``(B, F, D)`` each."""
-    mask = valid_mask(frame_lengths, x.size(1))
-    return ((x - y).square().sum(dim=2) * mask).sum(dim=1) / frame_lengths
-
-
 class SSLMSE(SSLCriterion):
     """``ssl_mse``: mean over valid frames of ``||x_i - x'_i||^2``."""
 
@@ -108,7 +100,7 @@ class SSLMSE(SSLCriterion):
         with torch.no_grad():
             x, frame_lengths = self.features(ref, lengths)
         x_enh, _ = self.features(inf, lengths)
-        return _mean_squared_distance(x, x_enh, frame_lengths)
+        return mean_squared_distance(x, x_enh, frame_lengths)
 
 
 class SSLMSEPad(SSLCriterion):
@@ -145,7 +137,7 @@ class SSLMSEPad(SSLCriterion):
         frames = hops[:, None] + torch.arange(x_enh.size(1), device=hops.device)  # B, F
         frames = frames.clamp(max=x_padded.size(1) - 1)[:, :, None]
         x = x_padded.gather(1, frames.expand(-1, -1, x_padded.size(2)))
-        return _mean_squared_distance(x, x_enh, frame_lengths)
+        return mean_squared_distance(x, x_enh, frame_lengths)
 
 
 class SSLSoftDTW(SSLCriterion):

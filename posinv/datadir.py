@@ -5,7 +5,6 @@ A data directory holds ``wav.scp`` (audio), ``spk1.scp`` (its clean reference; e
 and ``utt2spk``, each ``<utterance id> <rest of line>``, sorted by id in the C locale.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from posinv.audio import read_audio, write_audio
 from posinv.errors import InputError
-from posinv.files import write_whole
+from posinv.files import replace_directory, write_whole
 
 FRAME_SECONDS = 0.025  # the receptive field of wav2vec 2.0 and its kin: 400 samples at 16 kHz
 
@@ -143,14 +142,8 @@ def whole_directory(out: Path | str) -> Iterator[Path]:
     out = Path(out)
     if out.exists() and not (out / "wav.scp").is_file() and (out.is_file() or any(out.iterdir())):
         raise InputError(f"{out}: exists and isn't a data directory: remove it or name another")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
+    with replace_directory(out) as fresh:
         yield fresh
-        if out.exists():
-            out.rename(Path(scratch) / "old")
-        fresh.rename(out)
 
 
 def refuse_overlap(src: Path | str, out: Path | str) -> None:

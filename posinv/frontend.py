@@ -4,15 +4,13 @@ Both end in SUPERB's learned weighted sum over the SSL model's layers, their onl
 """
 
 import hashlib
-from pathlib import Path
 
 import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 
+from posinv.enhance import SAMPLING_RATE, load_enhancement_model
 from posinv.errors import InputError
 from posinv.upstream import Frozen, SSLUpstream
-
-SAMPLING_RATE = 16000
 
 
 class SSLFrontend(AbsFrontend):
@@ -106,24 +104,12 @@ class EnhSSLFrontend(SSLFrontend):
         ssl, cache_gb: see :class:`SSLFrontend`.
 
     Raises:
-        InputError: a missing file, or a model that doesn't give exactly one speech signal.
+        InputError: no such model (see :func:`~posinv.enhance.load_enhancement_model`).
     """
 
     def __init__(self, ssl: str, enh_config: str, enh_model: str, cache_gb: float = 0.0) -> None:
         super().__init__(ssl, cache_gb)
-        for option, path in (("enh_config", enh_config), ("enh_model", enh_model)):
-            if not Path(path).is_file():
-                raise InputError(f"frontend_conf: {option}: no such file: {path}")
-        # Here, since posinv.tasks.register, which this needs, imports this module.
-        import posinv.tasks.register  # noqa: F401, I001
-        from espnet2.bin.enh_inference import SeparateSpeech
-
-        self.separate = SeparateSpeech(enh_config, enh_model)
-        if self.separate.num_spk != 1:
-            raise InputError(
-                f"frontend_conf: enh_config: {enh_config} separates {self.separate.num_spk} "
-                "speakers; enh_ssl needs a model for one"
-            )
+        self.separate = load_enhancement_model(enh_config, enh_model)
 
     def encode(
         self, waves: torch.Tensor, lengths: torch.Tensor

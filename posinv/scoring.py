@@ -240,6 +240,17 @@ def _align(
     return process(*([" ".join(texts[i].split()) for i in ids] for texts in (refs, hyps)))
 
 
+def read_transcripts(ref: Path | str, hyp: Path | str) -> tuple[dict[str, str], dict[str, str]]:
+    """Read references and hypotheses, ``<id> <transcript>`` each.
+
+    Raises:
+        InputError: a file that cannot be read; ids that don't match.
+    """
+    refs, hyps = (read_table(path, allow_empty=True) for path in (ref, hyp))
+    _require_same_ids(refs, hyps, ref, hyp)
+    return refs, hyps
+
+
 def score_text(
     ref: Path | str, hyp: Path | str, utt2set: Path | str, unit: Unit
 ) -> tuple[dict[str, dict[str, float | int]], str]:
@@ -258,9 +269,8 @@ def score_text(
         InputError: a file that cannot be read; ids that don't match; a set without reference
             tokens.
     """
-    refs, hyps = (read_table(path, allow_empty=True) for path in (ref, hyp))
+    refs, hyps = read_transcripts(ref, hyp)
     sets = read_table(utt2set)
-    _require_same_ids(refs, hyps, ref, hyp)
     _require_same_ids(refs, sets, ref, utt2set)
     scores, texts = {}, []
     for name, ids in _by_set(sets).items():

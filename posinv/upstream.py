@@ -10,8 +10,6 @@ import json
 import logging
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -33,6 +31,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from posinv.errors import InputError
+from posinv.files import new_directory
 from posinv.lengths import valid_mask
 
 MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
@@ -164,23 +163,13 @@ def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normal
     Raises:
         InputError: ``directory`` exists already and is not an empty folder.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory}: exists already; remove it or choose another folder")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
+    with new_directory(directory) as fresh:
         with _no_progress_bar():
-            model.save_pretrained(partial)
-        Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(partial)
-        # tempfile and safetensors keep the folder and the weights from other users.
-        partial.chmod(0o755)
-        for file in partial.iterdir():
+            model.save_pretrained(fresh)
+        Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(fresh)
+        # safetensors keeps the weights from other users.
+        for file in fresh.iterdir():
             file.chmod(0o644)
-        partial.replace(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 class SSLUpstream(nn.Module):
@@ -190,8 +179,8 @@ class SSLUpstream(nn.Module):
     ``hidden[i]`` is, for each utterance, what ``transformers`` gives as ``hidden_states[i]`` of
     that utterance alone, and zero past its end. See :func:`extract`.
 
-    Every parameter is frozen but those whose names match ``trainable``; with none of them the
-    model stays in eval mode whatever ``train()`` asks. The model itself is :attr:`model`.
+    Every parameter is frozen but those whose names match ``trainable``. Modules without trainable
+    parameters stay in eval mode whatever ``train()`` asks. The model itself is :attr:`model`.
 
     Args:
         name_or_path: A local folder or a Hugging Face hub name.
@@ -257,8 +246,11 @@ class SSLUpstream(nn.Module):
         return check_layer(self.config, layer)
 
     def train(self, mode: bool = True) -> "SSLUpstream":
-        """Set the training mode, eval where nothing is trainable."""
-        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+        """Set the training mode where parameters are trainable; all else stays in eval mode."""
+        super().train(False)
+        if mode:
+            _train_where_trainable(self.model)
+        return self
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return every hidden state and the frame lengths.
@@ -306,6 +298,16 @@ class SSLUpstream(nn.Module):
         if not any(p.requires_grad for p in extractor.parameters()):
             # Otherwise it asks for its input's gradient in training mode.
             extractor._freeze_parameters()
+
+
+def _train_where_trainable(module: nn.Module) -> None:
+    trainable = {p.requires_grad for p in module.parameters()}
+    if trainable == {True}:
+        module.train()
+    elif trainable == {True, False}:
+        module.training = True
+        for child in module.children():
+            _train_where_trainable(child)
 
 
 class Frozen:

@@ -5,7 +5,7 @@
 set -euo pipefail
 . ./lib.sh
 
-opt dir "" "where to work; the heads go to <dir>/pr and <dir>/asr"
+opt dir "" "where to work; the heads go to <dir>/{pr,asr}/lr_<rate>, the best is <dir>/{pr,asr}/best"
 opt ssl "" "the SSL model: a hub name or a folder"
 opt enh_dir "" "training directory of the SE model in front of it; empty: none"
 opt enh_checkpoint valid.loss.best.pth "its checkpoint"
@@ -16,6 +16,8 @@ opt tokens_dir dump/tokens "token lists: phn.txt, <asr_token_type>.txt, bpe.mode
 opt asr_token_type char "tokens of ASR: char, word or bpe"
 opt pr_config conf/pr.yaml "phoneme recognition head"
 opt asr_config conf/asr.yaml "speech recognition head"
+opt pr_lrs "" "learning rates of the phoneme head; empty: its configuration's"
+opt asr_lrs "" "learning rates of the ASR head; of several, the best on the validation set is kept"
 opt seed 1 "of the heads"
 opt ngpu 0 "GPUs"
 opt python python3 "Python"
@@ -34,15 +36,20 @@ if [ -n "$enh_dir" ]; then
     inputs+=("$enh_dir/config.yaml" "$enh_dir/$enh_checkpoint")
 fi
 
-train_head() {  # train_head NAME CONFIG TEXT TOKEN_TYPE TOKENS
-    local name=$1 config=$2 text=$3 token_type=$4 tokens=$5 bpe=()
+train_head() {  # train_head NAME LR CONFIG TEXT TOKEN_TYPE TOKENS
+    local name=$1 lr=$2 config=$3 text=$4 token_type=$5 tokens=$6 opts=()
     if [ "$token_type" = bpe ]; then
-        bpe=(--bpemodel "$tokens_dir/bpe.model")
+        opts+=(--bpemodel "$tokens_dir/bpe.model")
     fi
-    train "$dir/$name" "${inputs[@]}" "$config" "$tokens" \
+    if [ "$lr" != config ]; then
+        # To YAML 1e-3 is no number.
+        opts+=(--optim_conf "lr=$(printf '%.10f' "$lr")")
+    fi
+    log "superb: training $dir/$name/lr_$lr"
+    train "$dir/$name/lr_$lr" "${inputs[@]}" "$config" "$tokens" \
         "$train_set/$text" "$train_set/utt2num_samples" "$valid_set/$text" \
         -- "$python" -m posinv.bin.asr_train --config "$config" "${frontend[@]}" \
-        --token_type "$token_type" --token_list "$tokens" "${bpe[@]}" \
+        --token_type "$token_type" --token_list "$tokens" "${opts[@]}" \
         --train_data_path_and_name_and_type "$train_set/wav.scp,speech,sound" \
         --train_data_path_and_name_and_type "$train_set/$text,text,text" \
         --valid_data_path_and_name_and_type "$valid_set/wav.scp,speech,sound" \
@@ -52,18 +59,35 @@ train_head() {  # train_head NAME CONFIG TEXT TOKEN_TYPE TOKENS
         --seed "$seed"
 }
 
-log "superb: $dir: training the phoneme head"
-train_head pr "$pr_config" phn word "$tokens_dir/phn.txt"
-log "superb: $dir: training the ASR head"
-train_head asr "$asr_config" text "$asr_token_type" "$tokens_dir/$asr_token_type.txt"
+decode() {  # decode SET NAME HEAD ...: HEAD/NAME/text
+    local set=$1 name=$2
+    shift 2
+    log "superb: $dir: decoding $set"
+    run_logged "$dir/$name.log" "$python" -m posinv.bin.ctc_inference --heads "$@" \
+        --wav_scp "$set/wav.scp" --output_name "$name/text" --ngpu "$ngpu"
+}
 
-log "superb: $dir: decoding $test_set"
-run_logged "$dir/decode.log" "$python" -m posinv.bin.ctc_inference \
-    --heads "$dir/pr" "$dir/asr" --wav_scp "$test_set/wav.scp" --ngpu "$ngpu"
+pr_heads=()
+asr_heads=()
+for lr in ${pr_lrs:-config}; do
+    train_head pr "$lr" "$pr_config" phn word "$tokens_dir/phn.txt"
+    pr_heads+=("$dir/pr/lr_$lr")
+done
+for lr in ${asr_lrs:-config}; do
+    train_head asr "$lr" "$asr_config" text "$asr_token_type" "$tokens_dir/$asr_token_type.txt"
+    asr_heads+=("$dir/asr/lr_$lr")
+done
+decode "$valid_set" decode_valid "${pr_heads[@]}" "${asr_heads[@]}"
+run_logged "$dir/pr/choose.log" "$python" -m posinv.bin.choose_head --heads "${pr_heads[@]}" \
+    --decoded decode_valid/text --ref "$valid_set/phn" --unit phone --out "$dir/pr/best"
+run_logged "$dir/asr/choose.log" "$python" -m posinv.bin.choose_head --heads "${asr_heads[@]}" \
+    --decoded decode_valid/text --ref "$valid_set/text" --unit word --out "$dir/asr/best"
+
+decode "$test_set" decode "$dir/pr/best" "$dir/asr/best"
 for task in pr:phn:phone asr:text:word; do
     IFS=: read -r name text unit <<< "$task"
-    run_logged "$dir/$name/decode/score.log" "$python" -m posinv.bin.score_text \
-        --ref "$test_set/$text" --hyp "$dir/$name/decode/text" --unit "$unit" \
-        --utt2set "$test_set/utt2set" --out "$dir/$name/decode/scores.json"
+    run_logged "$dir/$name/best/decode/score.log" "$python" -m posinv.bin.score_text \
+        --ref "$test_set/$text" --hyp "$dir/$name/best/decode/text" --unit "$unit" \
+        --utt2set "$test_set/utt2set" --out "$dir/$name/best/decode/scores.json"
 done
 log "superb: $dir: done"

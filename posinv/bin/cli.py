@@ -1,4 +1,4 @@
-"""What posinv's commands share: how they end, and the options of those that make a corpus."""
+"""What posinv's commands share: how they end, and the options that several take."""
 
 import argparse
 import sys
@@ -42,3 +42,26 @@ def corpus_parser(
     add("--seed", type=int, default=0, help="of every draw")
     add("--nj", type=int, default=2, help="number of processes")
     return parser
+
+
+def results_parser(description: str | None, experiments: str) -> argparse.ArgumentParser:
+    """Return the options of a command that writes results; ``experiments`` tells what it reads."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--expdir", type=Path, required=True, help=f"experiments: {experiments}")
+    add("--sets", type=names, required=True, help="test sets of PER and WER, one argument: 'A B'")
+    add("--seeds", type=names, required=True, help="random seeds, one argument: '1 2'")
+    add("--out", type=Path, required=True, help="Markdown file, as RESULTS.md")
+    add("--command", required=True, help="what made the results, to be noted")
+    add("--title", default="Results", help="heading, if the file is a new one")
+    return parser
+
+
+def names(argument: str) -> list[str]:
+    """Split an option's argument, for argparse: at least one name, and none twice."""
+    found = argument.split()
+    if not found or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"'{argument}': at least one name, and none twice")
+    return found

@@ -4,10 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
 from posinv.bin.cli import run
 from posinv.errors import InputError
+from posinv.files import read_yaml
 
 
 def read_options(path: Path) -> dict[str, str]:
@@ -16,12 +15,7 @@ def read_options(path: Path) -> dict[str, str]:
     Raises:
         InputError: no such file, not YAML, or not a flat mapping.
     """
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: not valid YAML: {error}") from error
+    options = read_yaml(path, "--config")
     if not isinstance(options, dict):
         raise InputError(f"--config {path}: must be a mapping of option names to values")
     return {str(name): _as_shell(path, name, value) for name, value in options.items()}

@@ -1,6 +1,6 @@
-"""Noisy test and training sets: noises, and mixing them with clean speech at an SNR.
+"""Noises, recordings of them, and noisy sets: clean speech mixed with them at an SNR.
 
-What is drawn for a noisy utterance is a function of its id and the seed alone.
+What is drawn for a noisy utterance, or a recording, is a function of its id and the seed alone.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from posinv.audio import AUDIO_SUFFIXES, read_audio, write_audio
-from posinv.datadir import DataDir, map_parallel, refuse_overlap, whole_directory
+from posinv.datadir import DataDir, map_parallel, refuse_overlap, whole_directory, write_table
 from posinv.errors import InputError
 
 SEEN = ("white", "pink", "babble", "hum")
@@ -25,8 +25,10 @@ MANIFEST_COLUMNS = (
     *("utt", "source_utt", "noise", "snr_db", "speed", "silence_s", "gain", "noise_source"),
 )
 
-_PEAK = 0.99  # a mix beyond it is scaled down to it
-_FADE_SECONDS = 0.05
+FADE_SECONDS = 0.05  # over which the end of a looped recording fades into its start
+
+_PEAK = 0.99  # what would pass it is scaled down to it
+_RECORDING_RMS = 0.1
 
 
 def generator(*keys: object) -> np.random.Generator:
@@ -114,21 +116,30 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / math.sqrt(power) if power > 0 else x
 
 
+def seamless(x: np.ndarray, fade: int) -> np.ndarray:
+    """Return ``x``, its end cross-faded into its start at equal power, to be played in a loop.
+
+    The fade takes ``fade`` samples (fewer in a very short signal), by which the loop is shorter
+    than ``x``.
+    """
+    fade = min(fade, len(x) // 4)
+    loop = x[: len(x) - fade].copy()
+    angle = np.linspace(0, np.pi / 2, fade)
+    loop[:fade] = loop[:fade] * np.sin(angle) + x[len(x) - fade :] * np.cos(angle)
+    return loop
+
+
 def excerpt(
     x: np.ndarray, num_samples: int, rng: np.random.Generator, fade: int
 ) -> tuple[np.ndarray, int]:
     """Return a random stretch of ``x`` and where it starts.
 
-    A signal shorter than ``num_samples`` is looped, each end cross-faded into the start over
-    ``fade`` samples (fewer in a very short signal) at equal power.
+    A signal shorter than ``num_samples`` is looped (:func:`seamless`).
     """
     if len(x) >= num_samples:
         start = int(rng.integers(len(x) - num_samples + 1))
         return x[start : start + num_samples], start
-    fade = min(fade, len(x) // 4)
-    loop = x[: len(x) - fade].copy()
-    angle = np.linspace(0, np.pi / 2, fade)
-    loop[:fade] = loop[:fade] * np.sin(angle) + x[len(x) - fade :] * np.cos(angle)
+    loop = seamless(x, fade)
     start = int(rng.integers(len(loop)))
     return loop[(start + np.arange(num_samples)) % len(loop)], start
 
@@ -166,11 +177,7 @@ class Mixing:
     resample: bool = False
 
     def __post_init__(self):
-        for noise in self.noise_types:
-            if noise not in NOISE_TYPES:
-                raise InputError(
-                    f"--noise_types: unknown type '{noise}': choose from {' '.join(NOISE_TYPES)}"
-                )
+        _check_types(self.noise_types, NOISE_TYPES, self.babble)
         if not self.noise_types or not self.snrs or not self.speeds:
             raise InputError("--noise_types, --snrs and --speeds each need at least one value")
         if not all(map(math.isfinite, self.snrs)):
@@ -182,10 +189,18 @@ class Mixing:
             raise InputError(f"--silence: {low} {high}: two lengths in seconds, shorter first")
         if not re.fullmatch(r"[A-Za-z0-9_]+", self.tag):
             raise InputError(f"--tag: '{self.tag}': letters, digits and '_' only")
-        if "babble" in self.noise_types and not self.babble:
-            raise InputError("--babble_src: the noise type 'babble' needs a data directory")
         if "recorded" in self.noise_types and not self.recorded:
             raise InputError("--recorded: the noise type 'recorded' needs files or directories")
+
+
+def _check_types(noise_types: Sequence[str], known: Sequence[str], babble: Path | None) -> None:
+    for noise in noise_types:
+        if noise not in known:
+            raise InputError(
+                f"--noise_types: unknown type '{noise}': choose from {' '.join(known)}"
+            )
+    if "babble" in noise_types and not babble:
+        raise InputError("--babble_src: the noise type 'babble' needs a data directory")
 
 
 def mix_noise(
@@ -217,7 +232,9 @@ def mix_noise(
     if copies < 1:
         raise InputError(f"--copies {copies}: at least 1")
     data = DataDir.read(src)
-    noises = _Noises(mixing)
+    noises = _Noises(
+        mixing.noise_types, mixing.babble, mixing.recorded, mixing.sampling_rate, mixing.resample
+    )
     out = Path(out)
     tags = [mixing.tag if copy == 1 else f"{mixing.tag}{copy}" for copy in range(1, copies + 1)]
     with whole_directory(out) as fresh:
@@ -282,14 +299,75 @@ def _mix(
     return None if same else gain * clean, gain * noisy, (noise_type, *row)
 
 
-class _Noises:
-    """Every noise type of a :class:`Mixing` behind one call."""
+def write_noise(
+    out: Path | str,
+    noise_types: Sequence[str],
+    seconds: float,
+    seed: int,
+    babble: Path | None = None,
+    nj: int = 1,
+    sampling_rate: int = 16000,
+) -> int:
+    """Write a folder of synthetic noise recordings, one FLAC file a type, listed in ``wav.scp``.
 
-    def __init__(self, mixing: Mixing):
-        self.rate, self.resample = mixing.sampling_rate, mixing.resample
-        self.fade = round(_FADE_SECONDS * self.rate)
-        self.talk = DataDir.read(mixing.babble) if "babble" in mixing.noise_types else None
-        self.recordings = _audio_files(mixing.recorded) if "recorded" in mixing.noise_types else ()
+    Args:
+        out: the folder; it appears whole or not at all, and replaces an earlier one.
+        noise_types: of :data:`NOISE_TYPES` but ``recorded``; they are the recordings' ids.
+        seconds: length of each.
+        seed: of every draw.
+        babble: data directory of the speech that babble is made of.
+        nj: number of processes.
+        sampling_rate: of everything, in Hz.
+
+    Returns:
+        The number of recordings written. Their RMS is 0.1, or what a peak of 0.99 leaves.
+
+    Raises:
+        InputError: an unknown noise type or none, a length that isn't one or more samples,
+            babble without speech.
+    """
+    _check_types(noise_types, (*NOISES, "babble"), babble)
+    if not noise_types:
+        raise InputError("--noise_types: name at least one")
+    if not (math.isfinite(seconds) and seconds * sampling_rate >= 1):
+        raise InputError(f"--seconds {seconds}: a length of at least one sample")
+    if babble:
+        refuse_overlap(babble, out)
+    out = Path(out)
+    noises = _Noises(noise_types, babble, (), sampling_rate, resample=False)
+    with whole_directory(out) as fresh:
+
+        def record(noise_type: str) -> None:
+            rng = generator(noise_type, seed)
+            x, source = noises.draw(noise_type, rng, round(seconds * sampling_rate), "", "")
+            power = np.mean(x**2)
+            if not power > 0:
+                raise InputError(f"{noise_type} ({source}): silent: lengthen it or leave it out")
+            gain = min(_RECORDING_RMS / math.sqrt(power), _PEAK / np.abs(x).max())
+            write_audio(fresh / f"{noise_type}.flac", gain * x, sampling_rate)
+
+        types = sorted(set(noise_types))
+        for _ in map_parallel(record, types, nj):
+            pass
+        write_table(fresh / "wav.scp", {name: out / f"{name}.flac" for name in types})
+    return len(types)
+
+
+class _Noises:
+    """Every noise type behind one call."""
+
+    def __init__(
+        self,
+        noise_types: Sequence[str],
+        babble: Path | None,
+        recorded: Sequence[Path],
+        rate: int,
+        resample: bool,
+    ):
+        self.rate, self.resample = rate, resample
+        self.fade = round(FADE_SECONDS * rate)
+        self.talk = DataDir.read(babble) if "babble" in noise_types else None
+        self.recordings = _audio_files(recorded) if "recorded" in noise_types else ()
 
     def draw(
         self, noise_type: str, rng: np.random.Generator, num_samples: int, speaker: str, source: str

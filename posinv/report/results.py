@@ -1,4 +1,4 @@
-"""Results as Markdown: tables of scores over seeds, and where they come from."""
+"""Results as Markdown: tables, scores over seeds, and where they come from."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import platform
 import shutil
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,6 @@ END = "<!-- posinv:results:end -->"
 ABSENT = "\N{EN DASH}"
 
 ERROR_RATES = {"pr": "Phoneme error rate (PER, %)", "asr": "Word error rate (WER, %)"}
-ENHANCEMENT = {"si_sdr": ("SI-SDR (dB)", 1), "stoi": ("STOI", 3), "pesq": ("PESQ", 2)}
 PACKAGES = ("torch", "espnet", "transformers", "numpy")
 
 
@@ -71,16 +70,18 @@ def seeds_caption(seeds: Sequence[str]) -> str:
     return f"mean ± sample standard deviation over seeds {', '.join(seeds)}"
 
 
-def read_scores(path: Path, sets: Sequence[str], keys: Sequence[str]) -> list[dict]:
-    """Read the scores of some test sets from a ``scores.json``.
+def read_scores(
+    path: Path, sets: Sequence[str] | None, keys: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+    """Read the scores of test sets from a ``scores.json``.
 
     Args:
         path: the file: ``{set: {key: figure or null}}``.
-        sets: the sets wanted.
+        sets: the sets wanted; None: all there are.
         keys: what each must have.
 
     Returns:
-        The scores of each set, in order.
+        The scores by set, in order.
 
     Raises:
         InputError: no such file, not such JSON, or a set or key that it lacks.
@@ -91,83 +92,45 @@ def read_scores(path: Path, sets: Sequence[str], keys: Sequence[str]) -> list[di
         raise InputError(f"{path}: cannot read the scores: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}): score again") from error
+    if not isinstance(scores, dict):
+        raise InputError(f"{path}: not scores by test set: score again")
+    sets = list(scores) if sets is None else sets
     for name in sets:
-        if not isinstance(scores, dict) or not isinstance(scores.get(name), dict):
+        if not isinstance(scores.get(name), dict):
             raise InputError(f"{path}: no scores of the set {name}: score it, or correct --sets")
         for key in keys:
             if key not in scores[name]:
                 raise InputError(f"{path}: no {key} of the set {name}: score again")
-    return [scores[name] for name in sets]
+    return {name: scores[name] for name in sets}
 
 
-def enhancement_report(
-    expdir: Path | str,
-    systems: Mapping[str, str],
-    sets: Sequence[str],
-    se_sets: Sequence[str],
-    seeds: Sequence[str],
-) -> str:
-    """Tables of a speech enhancement recipe: PER and WER of each set, then SE metrics.
-
-    Args:
-        expdir: with ``seed<seed>/<system>/superb/{pr,asr}/decode/scores.json`` and
-            ``seed<seed>/<system>/enhanced/scores.json``.
-        systems: labels of the rows, by system.
-        sets: test sets of the error rates.
-        se_sets: test sets over which SI-SDR, STOI and PESQ are averaged.
-        seeds: random seeds.
-
-    Returns:
-        Markdown.
-
-    Raises:
-        InputError: a score is missing. PESQ may be null.
-    """
-    over = seeds_caption(seeds)
-    parts = []
-    for task, caption in ERROR_RATES.items():
-        rows = []
-        for system, label in systems.items():
-            of_seeds = [
-                [row["rate"] for row in read_scores(path, sets, ["rate"])]
-                for path in _paths(expdir, seeds, system, f"superb/{task}/decode")
-            ]
-            rows.append([label, *map(aggregate, zip(*of_seeds, strict=True))])
-        parts.append(f"{caption}, {over}:\n\n{markdown_table(['system', *sets], rows)}")
-
-    rows, notes = [], []
-    for system, label in systems.items():
-        row = [label]
-        of_seeds = [
-            read_scores(path, se_sets, [*ENHANCEMENT, *map(_failed, ENHANCEMENT), "utterances"])
-            for path in _paths(expdir, seeds, system, "enhanced")
-        ]
-        for metric, (name, decimals) in ENHANCEMENT.items():
-            means = [_mean([scores[metric] for scores in of_sets]) for of_sets in of_seeds]
-            row.append(aggregate(means, decimals))
-            every = [scores for of_sets in of_seeds for scores in of_sets]
-            if failed := sum(scores[_failed(metric)] or 0 for scores in every):
-                total = sum(scores["utterances"] for scores in every)
-                notes.append(f"{name} of {label}: {failed} of {total}")
-        rows.append(row)
-    header = ["system", *(name for name, _ in ENHANCEMENT.values())]
-    table = markdown_table(header, rows)
-    parts.append(f"Enhancement, mean of {' and '.join(se_sets)}, {over}:\n\n{table}")
-    if notes:
-        parts.append(f"Utterances left out, as their score is undefined: {'; '.join(notes)}.\n")
-    return "\n".join(parts)
-
-
-def _paths(expdir: Path | str, seeds: Sequence[str], system: str, scored: str) -> list[Path]:
+def scores_of_seeds(
+    expdir: Path | str, seeds: Sequence[str], system: str, scored: str
+) -> list[Path]:
+    """Return each seed's ``scores.json`` of a system, in its directory ``scored``."""
     return [Path(expdir) / f"seed{seed}" / system / scored / "scores.json" for seed in seeds]
 
 
-def _failed(metric: str) -> str:
-    return f"{metric}_failed"
+def error_rate_cells(
+    expdir: Path | str, seeds: Sequence[str], system: str, task: str, sets: Sequence[str]
+) -> list[str]:
+    """Return a table's cells of a system's error rates in each set, over seeds.
 
+    Args:
+        expdir: with ``seed<seed>/<system>/superb/<task>/best/decode/scores.json``.
+        seeds: random seeds.
+        system: the system.
+        task: ``pr`` or ``asr``.
+        sets: test sets.
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else statistics.fmean(values)
+    Raises:
+        InputError: a score is missing.
+    """
+    of_seeds = [
+        [row["rate"] for row in read_scores(path, sets, ["rate"]).values()]
+        for path in scores_of_seeds(expdir, seeds, system, f"superb/{task}/best/decode")
+    ]
+    return [aggregate(rates) for rates in zip(*of_seeds, strict=True)]
 
 
 def provenance(command: str) -> str:

@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 
 import torch
-import yaml
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from espnet2.tasks import enh
 
 import posinv.tasks.register  # noqa: F401  (registers on import)
 from posinv.criterion import CRITERIA, SSLCriterion
 from posinv.errors import InputError
+from posinv.files import read_yaml
 from posinv.tasks.trainer import SeededTrainer
 
 
@@ -54,13 +54,14 @@ class EnhancementTask(enh.EnhancementTask):
                 posinv's, or an SSL criterion without a model.
         """
         if getattr(args, "criterion_file", None):
+            # Written back, so that the saved config.yaml stands alone; so is the SSL model below.
             args.criterions = _read_criteria(Path(args.criterion_file))
+            args.criterion_file = None
         _check_name("separator", args.separator, enh.separator_choices)
         for criterion in args.criterions:
             _check_name("criterions: name", criterion["name"], enh.criterion_choices)
             _check_name("criterions: wrapper", criterion["wrapper"], enh.loss_wrapper_choices)
             if criterion["name"] in CRITERIA:
-                # Written back, so that the saved config.yaml stands alone.
                 conf = criterion.setdefault("conf", {})
                 conf.setdefault("ssl", getattr(args, "ssl", None))
                 if conf["ssl"] is None:
@@ -75,10 +76,7 @@ class EnhancementTask(enh.EnhancementTask):
 
 
 def _read_criteria(path: Path) -> list[dict]:
-    try:
-        criteria = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--criterion_file {path}: can't be read as YAML: {error}") from error
+    criteria = read_yaml(path, "--criterion_file")
     if not isinstance(criteria, list) or not all(
         isinstance(criterion, dict) and {"name", "wrapper", "wrapper_conf"} <= criterion.keys()
         for criterion in criteria

@@ -1,25 +1,17 @@
 """Pretraining of a small HuBERT as an ESPnet task."""
 
 import argparse
-from collections.abc import Callable, Collection
 
-import numpy as np
-import torch
-from espnet2.tasks.abs_task import AbsTask
-from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import int_or_none
 
 from posinv.pretrain import MaskedPredictionModel
-from posinv.tasks.trainer import SeededTrainer
+from posinv.tasks.audio import AudioTask
 
 
-class PretrainTask(AbsTask):
+class PretrainTask(AudioTask):
     """Masked prediction: data ``speech`` (``sound``) and ``units`` (``text_int``)."""
-
-    num_optimizers = 1
-    trainer = SeededTrainer
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -43,28 +35,9 @@ class PretrainTask(AbsTask):
         )
 
     @classmethod
-    def build_collate_fn(
-        cls, args: argparse.Namespace, train: bool
-    ) -> Callable[
-        [Collection[tuple[str, dict[str, np.ndarray]]]], tuple[list[str], dict[str, torch.Tensor]]
-    ]:
-        """Return ESPnet's collate function, with -1 after an utterance's last unit."""
-        return CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
-
-    @classmethod
-    def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> None:
-        """Return None: audio and units are used as they are."""
-        return None
-
-    @classmethod
     def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
         """Return the data that training needs."""
         return ("speech", "units")
-
-    @classmethod
-    def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
-        """Return no further data."""
-        return ()
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> MaskedPredictionModel:

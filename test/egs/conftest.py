@@ -26,6 +26,11 @@ TOY = {
     },
     "se": SEPARATOR,
     "finetune": SEPARATOR,
+    "ssft": {
+        "model_conf": {"projection_size": 16},
+        "scheduler_conf": {"total_steps": 3},
+        "num_iters_per_epoch": 3,
+    },
     "pr": HEAD,
     "asr": HEAD,
 }
@@ -59,8 +64,8 @@ def checkout(tmp_path_factory):
     for name, changes in TOY.items():
         path = top / "conf" / "small" / f"{name}.yaml"
         config = yaml.safe_load(path.read_text())
-        for key, values in changes.items():
-            config[key].update(values)
+        for key, value in changes.items():
+            config[key] = config[key] | value if isinstance(value, dict) else value
         config.update(max_epoch=1, num_workers=0)
         path.write_text(yaml.safe_dump(config))
     return top

@@ -21,3 +21,22 @@ def tiny_ssl(tmp_path_factory):
     HubertModel(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def enh_dir(tmp_path_factory):
+    """A random enhancement model, as enh_train leaves it."""
+    from posinv.tasks.enh import EnhancementTask  # 10 s, for the tests that use it
+
+    directory = tmp_path_factory.mktemp("tiny enh")
+    (directory / "train.yaml").write_text(
+        "encoder: same\ndecoder: same\nseparator: demucs\n"
+        "separator_conf: {hidden: 4, depth: 2, resample: 1}\n"
+        "criterions: [{name: si_snr, conf: {}, wrapper: fixed_order, wrapper_conf: {}}]\n"
+    )
+    options = ["--config", str(directory / "train.yaml"), "--output_dir", str(directory)]
+    EnhancementTask.main(cmd=[*options, "--dry_run", "true"])
+    torch.manual_seed(1)
+    model = EnhancementTask.build_model(EnhancementTask.get_parser().parse_args(options))
+    torch.save(model.state_dict(), directory / "model.pth")
+    return directory

@@ -15,23 +15,6 @@ def waves():
     return torch.randn(3, 4000)
 
 
-@pytest.fixture(scope="module")
-def enh_dir(tmp_path_factory):
-    """A random enhancement model, as enh_train leaves it."""
-    directory = tmp_path_factory.mktemp("enh")
-    (directory / "train.yaml").write_text(
-        "encoder: same\ndecoder: same\nseparator: demucs\n"
-        "separator_conf: {hidden: 4, depth: 2, resample: 1}\n"
-        "criterions: [{name: si_snr, conf: {}, wrapper: fixed_order, wrapper_conf: {}}]\n"
-    )
-    options = ["--config", str(directory / "train.yaml"), "--output_dir", str(directory)]
-    EnhancementTask.main(cmd=[*options, "--dry_run", "true"])
-    torch.manual_seed(1)
-    model = EnhancementTask.build_model(EnhancementTask.get_parser().parse_args(options))
-    torch.save(model.state_dict(), directory / "model.pth")
-    return directory
-
-
 def expected_features(tiny_ssl, wave, weights):
     """The oracle: transformers alone on one utterance, its layers summed."""
     model = HubertModel.from_pretrained(tiny_ssl).eval()
@@ -111,7 +94,7 @@ def test_enh_ssl_follows_the_device(tiny_ssl, enh_dir, waves):
 def test_bad_input(tiny_ssl, enh_dir):
     with pytest.raises(InputError, match="cache_gb must be at least 0"):
         SSLFrontend(tiny_ssl, cache_gb=-1)
-    with pytest.raises(InputError, match="enh_config: no such file: nowhere"):
+    with pytest.raises(InputError, match=r"enhancement model nowhere.yaml: No such file"):
         EnhSSLFrontend(tiny_ssl, "nowhere.yaml", str(enh_dir / "model.pth"))
     with pytest.raises(InputError, match="399 samples, less than the 400"):
         SSLFrontend(tiny_ssl)(torch.zeros(1, 399), torch.tensor([399]))

@@ -18,8 +18,10 @@ from posinv.corpora.noise import (
     excerpt,
     generator,
     mix_noise,
+    seamless,
+    write_noise,
 )
-from posinv.datadir import DataDir, validate
+from posinv.datadir import DataDir, read_table, validate
 from posinv.errors import InputError
 
 RATE = 16000
@@ -143,6 +145,17 @@ def test_excerpt_of_a_short_signal_loops_without_a_jump(size):
     assert size < 1000 or np.abs(np.diff(y)).max() < 0.03  # ends 0.84 apart
 
 
+def test_seamless_keeps_power_and_all_but_the_fade():
+    x = generator(3).standard_normal(5000)
+    loop = seamless(x, 800)
+    assert loop.shape == (4200,)
+    np.testing.assert_array_equal(loop[800:], x[800:4200])
+    powers = [
+        np.mean(seamless(generator(k).standard_normal(2000), 400)[:400] ** 2) for k in range(200)
+    ]
+    assert np.mean(powers) == pytest.approx(1, abs=0.02)
+
+
 def test_snr_is_what_was_asked_and_references_match(clean, tmp_path):
     mixing = Mixing((*SEEN, *UNSEEN), (-5, 0, 10), 3, "mix", babble=clean)
     assert mix_noise(clean, tmp_path / "mix", mixing, copies=3, nj=2) == 36
@@ -245,6 +258,84 @@ def test_recorded_noise(clean, tmp_path):
             noise = read_audio(data.wav[utt], RATE) - read_audio(data.spk1[utt], RATE)
             piece = recording[int(start) : int(start) + len(noise)]
             assert np.corrcoef(noise, piece)[0, 1] > 0.999
+
+
+def test_noise_recordings(clean, tmp_path):
+    out, types = tmp_path / "noise set", ("white", "hum", "impulsive", "babble")
+    assert write_noise(out, types, 2.5, 0, clean, nj=2) == 4
+    table = read_table(out / "wav.scp")
+    assert table == {name: str(out / f"{name}.flac") for name in types}
+    assert {path.name for path in out.iterdir()} == {"wav.scp", *(f"{name}.flac" for name in types)}
+    for name, path in table.items():
+        x = read_audio(path, RATE)
+        assert x.shape == (2.5 * RATE,)
+        rms, peak = np.sqrt(np.mean(x.astype(float) ** 2)), np.abs(x).max()
+        assert peak <= 0.99 + 1 / 32768
+        if peak < 0.98:
+            assert rms == pytest.approx(0.1, rel=1e-3)
+        else:
+            assert name == "impulsive" and rms < 0.1
+    flat = band_levels(read_audio(table["white"], RATE), [100.0, 1000, 4000, 8000])
+    assert np.ptp(flat) < 1
+    lines = read_audio(table["hum"], RATE)
+    assert np.ptp(band_levels(lines, [40.0, 1300, 8000])) > 20
+    voices = np.abs(np.fft.rfft(read_audio(table["babble"], RATE)))  # the speakers' tones
+    assert np.sort(voices)[: len(voices) // 2].max() < 0.01 * voices.max()
+
+
+def test_noise_recordings_depend_on_type_and_seed_alone(clean, tmp_path):
+    def write(name, types, seed, nj):
+        write_noise(tmp_path / name, types, 0.5, seed, clean, nj, 8000 if name == "low" else RATE)
+        return snapshot(tmp_path / name)
+
+    first = write("x", ("white", "babble"), 0, 1)
+    assert (
+        write("y", ("babble", "pink", "white", "white"), 0, 2).items()
+        >= {name: audio for name, audio in first.items() if name != "wav.scp"}.items()
+    )
+    assert write("x", ("white", "babble"), 0, 2) == first  # replaces the earlier folder
+    other = write("x", ("white", "babble"), 1, 1)
+    assert other["white.flac"] != first["white.flac"]
+    assert other["babble.flac"] != first["babble.flac"]
+
+
+def test_bad_noise_recordings(clean, tmp_path):
+    out = tmp_path / "noise"
+    for options, message in {
+        (("grey",), 1, 0): "unknown type 'grey': choose from white pink .* babble$",
+        (("recorded",), 1, 0): "unknown type 'recorded'",
+        ((), 1, 0): "--noise_types: name at least one",
+        (("babble",), 1, 0): "--babble_src: the noise type 'babble' needs a data directory",
+        (("white",), 0, 0): "--seconds 0",
+        (("white",), np.nan, 0): "--seconds nan",
+        (("white",), np.inf, 0): "--seconds inf",
+        (("pink",), 1 / RATE, 0): r"pink \(-\): silent",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            write_noise(out, *options)
+    with pytest.raises(InputError, match="would overwrite the source"):
+        write_noise(clean, ("babble",), 1, 0, clean)
+    for path in (clean / "audio").iterdir():
+        write_audio(path, np.zeros(8000), RATE)
+    with pytest.raises(InputError, match=r"babble \([abc]-\d,.*\): silent"):
+        write_noise(out, ("babble",), 1, 0, clean)
+    assert [path.name for path in tmp_path.iterdir()] == [clean.name]
+
+
+def test_noise_recordings_command(clean, tmp_path):
+    def run(*options):
+        command = [sys.executable, "-m", "posinv.bin.make_noise", *options]
+        return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+
+    out = tmp_path / "a noise set"
+    done = run("--out", out, "--seconds", "0.5", "--babble_src", clean)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}: 4 noise recordings\n"
+    assert read_table(out / "wav.scp").keys() == set(SEEN)
+    done = run("--out", tmp_path / "y")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("make_noise: error: --babble_src: the noise type 'babble'")
+    assert not (tmp_path / "y").exists()
 
 
 def test_bad_options():

@@ -1,8 +1,6 @@
-import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,56 +11,10 @@ from posinv.report.results import (
     BEGIN,
     END,
     aggregate,
-    enhancement_report,
     markdown_table,
     provenance,
     write_results,
 )
-
-SETS = ["test_clean", "test_seen", "test_unseen"]
-SE_SETS = ["test_seen", "test_unseen"]
-SYSTEMS = {"noisy": "noisy input", "ssl_mse": "ssl_mse"}
-
-
-def write_experiment(expdir: Path, seeds: list[str], pesq: float | None = 2.0) -> None:
-    """Scores that tell seed, system, task and set apart."""
-    for s, seed in enumerate(seeds):
-        for y, system in enumerate(SYSTEMS):
-            base = expdir / f"seed{seed}" / system
-            for t, task in enumerate(("pr", "asr")):
-                path = base / "superb" / task / "decode" / "scores.json"
-                path.parent.mkdir(parents=True)
-                rates = {name: {"rate": 50 * t + 20 * y + 5 * k + s} for k, name in enumerate(SETS)}
-                path.write_text(json.dumps(rates))
-            path = base / "enhanced" / "scores.json"
-            path.parent.mkdir(parents=True)
-            scores = {
-                name: {
-                    "si_sdr": 10 * y + k + s,
-                    "stoi": 0.5 + 0.1 * y + 0.01 * k + 0.02 * s,
-                    "pesq": pesq if pesq is None else pesq + y + 0.5 * k,
-                    "si_sdr_failed": 0,
-                    "stoi_failed": 0,
-                    "pesq_failed": None if pesq is None else 0,
-                    "utterances": 40,
-                }
-                for k, name in enumerate(SE_SETS)
-            }
-            path.write_text(json.dumps(scores))
-
-
-def report(expdir: Path, seeds: list[str]) -> str:
-    return enhancement_report(expdir, SYSTEMS, SETS, SE_SETS, seeds)
-
-
-def tables(markdown: str) -> list[list[list[str]]]:
-    """The cells of each table, read back."""
-    found = re.findall(r"(?:^\|.*\|\n)+", markdown, flags=re.MULTILINE)
-    lines = [table.splitlines() for table in found]
-    return [
-        [[cell.strip() for cell in line.strip("|").split(" | ")] for line in [rows[0], *rows[2:]]]
-        for rows in lines
-    ]
 
 
 def test_markdown_table():
@@ -97,90 +49,6 @@ def test_markdown_table_refuses_ragged_rows(rows):
 )
 def test_aggregate(values, decimals, cell):
     assert aggregate(values, decimals) == cell
-
-
-def test_one_seed(tmp_path):
-    write_experiment(tmp_path, ["1"])
-    text = report(tmp_path, ["1"])
-    per, wer, se = tables(text)
-    assert per == [
-        ["system", *SETS],
-        ["noisy input", "0.0", "5.0", "10.0"],
-        ["ssl_mse", "20.0", "25.0", "30.0"],
-    ]
-    assert wer[1:] == [
-        ["noisy input", "50.0", "55.0", "60.0"],
-        ["ssl_mse", "70.0", "75.0", "80.0"],
-    ]
-    assert se == [
-        ["system", "SI-SDR (dB)", "STOI", "PESQ"],
-        ["noisy input", "0.5", "0.505", "2.25"],
-        ["ssl_mse", "10.5", "0.605", "3.25"],
-    ]
-    captions = [line for line in text.splitlines() if line.endswith(":")]
-    assert captions == [
-        "Phoneme error rate (PER, %), seed 1:",
-        "Word error rate (WER, %), seed 1:",
-        "Enhancement, mean of test_seen and test_unseen, seed 1:",
-    ]
-    assert max(map(len, text.splitlines())) <= 100
-
-
-def test_several_seeds(tmp_path):
-    write_experiment(tmp_path, ["1", "2", "7"])
-    text = report(tmp_path, ["1", "2", "7"])
-    per, _, se = tables(text)
-    assert per[2] == ["ssl_mse", "21.0 ± 1.0", "26.0 ± 1.0", "31.0 ± 1.0"]
-    assert se[1] == ["noisy input", "1.5 ± 1.0", "0.525 ± 0.020", "2.25 ± 0.00"]
-    assert "mean ± sample standard deviation over seeds 1, 2, 7:" in text
-
-
-def test_no_pesq(tmp_path):
-    write_experiment(tmp_path, ["1"], pesq=None)
-    text = report(tmp_path, ["1"])
-    assert [row[3] for row in tables(text)[2]] == ["PESQ", ABSENT, ABSENT]
-    assert "left out" not in text
-
-
-def test_utterances_without_a_score_are_told(tmp_path):
-    write_experiment(tmp_path, ["1", "2"])
-    path = tmp_path / "seed2" / "noisy" / "enhanced" / "scores.json"
-    scores = json.loads(path.read_text())
-    scores["test_seen"]["pesq_failed"] = 3
-    path.write_text(json.dumps(scores))
-    assert "score is undefined: PESQ of noisy input: 3 of 160." in report(tmp_path, ["1", "2"])
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "seed2/ssl_mse/superb/pr/decode/scores.json",
-        "seed1/noisy/superb/asr/decode/scores.json",
-        "seed2/noisy/enhanced/scores.json",
-    ],
-)
-def test_missing_scores(tmp_path, path):
-    write_experiment(tmp_path, ["1", "2"])
-    whole = (tmp_path / path).read_text()
-    (tmp_path / path).unlink()
-    named = re.escape(str(tmp_path / path))
-    with pytest.raises(InputError, match=f"^{named}: cannot read the scores: No such file"):
-        report(tmp_path, ["1", "2"])
-
-    scores = json.loads(whole)
-    del scores["test_unseen"]
-    (tmp_path / path).write_text(json.dumps(scores))
-    with pytest.raises(InputError, match=f"^{named}: no scores of the set test_unseen"):
-        report(tmp_path, ["1", "2"])
-
-    scores["test_unseen"] = {}
-    (tmp_path / path).write_text(json.dumps(scores))
-    with pytest.raises(InputError, match=f"^{named}: no (rate|si_sdr) of the set test_unseen"):
-        report(tmp_path, ["1", "2"])
-
-    (tmp_path / path).write_text(whole[:-3])
-    with pytest.raises(InputError, match=f"^{named}: not JSON"):
-        report(tmp_path, ["1", "2"])
 
 
 def test_provenance():

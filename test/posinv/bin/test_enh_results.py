@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from posinv.bin.cli import run
-from posinv.bin.results import main
+from posinv.bin.enh_results import main
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def folder(tmp_path, monkeypatch):
     failed = {"si_sdr_failed": 0, "stoi_failed": 0, "pesq_failed": None, "utterances": 3}
     for system in ("se", "ssl_mse"):
         base = tmp_path / "exp" / "seed1" / system
-        for scored in ("superb/pr/decode", "superb/asr/decode", "enhanced"):
+        for scored in ("superb/pr/best/decode", "superb/asr/best/decode", "enhanced"):
             (base / scored).mkdir(parents=True)
             scores = {"noisy": metrics | failed} if scored == "enhanced" else rates
             (base / scored / "scores.json").write_text(json.dumps(scores))
@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch):
         *("--systems", "se=SE before fine-tuning", "ssl_mse", "--sets", "clean noisy"),
         *("--se_sets", "noisy", "--seeds", "1", "--command", "./run.sh", "--title", "Mine"),
     ]
-    monkeypatch.setattr(sys, "argv", ["posinv/bin/results.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["posinv/bin/enh_results.py", *arguments])
     return tmp_path
 
 
@@ -51,4 +51,7 @@ def test_a_system_named_twice(folder, capsys):
     sys.argv[sys.argv.index("ssl_mse")] = "se=again"
     with pytest.raises(SystemExit):
         run(main)
-    assert capsys.readouterr().err == "results: error: --systems: se is named twice: name it once\n"
+    assert (
+        capsys.readouterr().err
+        == "enh_results: error: --systems: se is named twice: name it once\n"
+    )

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# LASER on an embedded corpus: 20 minutes of speech by eSpeak NG, a small SSL model pretrained here,
+# fine-tuned without labels by three methods. No data, no GPU; about 15 minutes on 2 cores.
+set -euo pipefail
+export RECIPE_COMMAND="egs/mini/ssft1/run.sh${*:+ ${*@Q}}"
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+./ssft.sh \
+    --title "mini: a small SSL model fine-tuned without labels, synthetic speech" \
+    --asr_token_type char \
+    --pr_lrs "1.5e-3 3e-3" \
+    --asr_lrs "1.5e-3 3e-3" \
+    "$@"

@@ -1,0 +1,43 @@
+"""Print a speech enhancement recipe's results, and write them to a Markdown file."""
+
+from posinv.bin.cli import names, results_parser, run
+from posinv.errors import InputError
+from posinv.report.enhancement import enhancement_report
+from posinv.report.results import provenance, write_results
+
+
+def main() -> None:
+    """Run the command."""
+    parser = results_parser(
+        __doc__,
+        "DIR/seed<seed>/<system>/superb/{pr,asr}/best/decode/scores.json and "
+        "DIR/seed<seed>/<system>/enhanced/scores.json",
+    )
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        required=True,
+        metavar="SYSTEM[=LABEL]",
+        help="rows of the tables, in order",
+    )
+    parser.add_argument(
+        "--se_sets",
+        type=names,
+        required=True,
+        help="test sets over which SI-SDR, STOI and PESQ are averaged, one argument: 'A B'",
+    )
+    args = parser.parse_args()
+    systems: dict[str, str] = {}
+    for entry in args.systems:
+        system, _, label = entry.partition("=")
+        if system in systems:
+            raise InputError(f"--systems: {system} is named twice: name it once")
+        systems[system] = label or system
+    tables = enhancement_report(args.expdir, systems, args.sets, args.se_sets, args.seeds)
+    body = f"{tables}\n{provenance(args.command)}"
+    print(body, end="")
+    write_results(args.out, args.title, body)
+
+
+if __name__ == "__main__":
+    run(main)

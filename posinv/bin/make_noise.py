@@ -1,0 +1,42 @@
+"""Write a folder of synthetic noise recordings, one a type, listed in its wav.scp."""
+
+import argparse
+from pathlib import Path
+
+from posinv.bin.cli import run
+from posinv.corpora.noise import NOISES, SEEN, write_noise
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to write")
+    add("--noise_types", default=" ".join(SEEN), help=f"of: {' '.join(NOISES)} babble")
+    add("--seconds", type=float, default=30.0, help="length of each recording")
+    add("--seed", type=int, default=0, help="of every draw")
+    add("--babble_src", type=Path, help="data directory that babble is made of")
+    add("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
+    add("--nj", type=int, default=2, help="number of processes")
+    return parser
+
+
+def main() -> None:
+    """Run the command."""
+    args = get_parser().parse_args()
+    count = write_noise(
+        args.out,
+        args.noise_types.split(),
+        args.seconds,
+        args.seed,
+        args.babble_src,
+        args.nj,
+        args.sampling_rate,
+    )
+    print(f"{args.out}: {count} noise recordings")
+
+
+if __name__ == "__main__":
+    run(main)

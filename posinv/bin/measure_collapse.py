@@ -1,0 +1,44 @@
+"""Measure how far an SSL model's last layer has collapsed: see ``posinv.collapse``."""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from posinv.audio import read_audio
+from posinv.bin.cli import run
+from posinv.collapse import effective_rank, frame_distance
+from posinv.datadir import read_table
+from posinv.files import write_whole
+from posinv.frontend import SAMPLING_RATE
+from posinv.upstream import SSLUpstream
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure each utterance, and write the means as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--ssl", required=True, help="the SSL model: hub name or folder")
+    parser.add_argument("--wav_scp", type=Path, required=True, help="utterances, 16 kHz")
+    parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    device = "cuda" if args.ngpu else "cpu"
+    upstream = SSLUpstream(args.ssl).to(device)
+    found: dict[str, list[float]] = {"frame_distance": [], "effective_rank": []}
+    for entry in read_table(args.wav_scp).values():
+        wave = torch.from_numpy(read_audio(entry, SAMPLING_RATE)).to(device)
+        hidden, frames = upstream(wave[None], torch.tensor([len(wave)], device=device))
+        found["frame_distance"].append(frame_distance(hidden[-1], frames).item())
+        found["effective_rank"].append(effective_rank(hidden[-1], frames).item())
+    write_whole(
+        args.out, json.dumps({name: fmean(values) for name, values in found.items()}) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,43 @@
+"""Print the results of a recipe that fine-tunes SSL models, and write them to a Markdown file."""
+
+from pathlib import Path
+
+from posinv.bin.cli import names, results_parser, run
+from posinv.report.curves import plot_curves
+from posinv.report.results import provenance, write_results
+from posinv.report.ssft import COLLAPSE, read_collapse, ssft_report
+
+CURVES = {"loss": "loss", "alignment": "alignment loss", "regulariser": "regulariser"}
+
+
+def main() -> None:
+    """Run the command."""
+    parser = results_parser(
+        __doc__,
+        "DIR/seed<seed>/<system>, as ssft.sh leaves them",
+    )
+    parser.add_argument("--systems", type=names, required=True, help="rows of the table: 'A B'")
+    parser.add_argument("--curves", type=Path, required=True, help="image of the training curves")
+    args = parser.parse_args()
+    tables = ssft_report(args.expdir, args.systems, args.sets, args.seeds)
+    first = args.expdir / f"seed{args.seeds[0]}"
+    plot_curves(
+        {
+            system: [args.expdir / f"seed{seed}" / system for seed in args.seeds]
+            for system in args.systems
+            if system != "base"
+        },
+        CURVES | {f"ssl_{name}": f"SSL features: {title}" for name, (title, _) in COLLAPSE.items()},
+        args.curves,
+        {
+            f"ssl_{name}": value
+            for name, value in read_collapse(first / "base" / "collapse.json").items()
+        },
+    )
+    body = f"{tables}\n{provenance(args.command)}"
+    print(body, end="")
+    write_results(args.out, args.title, body)
+
+
+if __name__ == "__main__":
+    run(main)

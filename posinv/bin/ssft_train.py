@@ -1,0 +1,13 @@
+"""Fine-tune an SSL model without labels (LASER), as an ESPnet training command."""
+
+from posinv.bin.cli import run
+from posinv.tasks.ssft import SSFTTask
+
+
+def main() -> None:
+    """Train; the options are ESPnet's (``--help``)."""
+    SSFTTask.main()
+
+
+if __name__ == "__main__":
+    run(main)

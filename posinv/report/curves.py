@@ -1,0 +1,99 @@
+"""What ESPnet recorded of a training, epoch by epoch, and its curves."""
+
+import datetime
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from posinv.errors import InputError
+
+# What the records of ESPnet's reporter are made of.
+_RECORDED_TYPES = [
+    datetime.timedelta,
+    np._core.multiarray.scalar,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64")),
+]
+
+
+def read_epochs(training: Path | str) -> list[dict[str, dict[str, float]]]:
+    """Read what an ESPnet training recorded.
+
+    Args:
+        training: its output directory, with ``checkpoint.pth``.
+
+    Returns:
+        For each epoch from the first, the statistics of ``train`` and ``valid``: those of the
+        model, and ``time`` in seconds.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    path = Path(training) / "checkpoint.pth"
+    try:
+        with torch.serialization.safe_globals(_RECORDED_TYPES):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: train first") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: not a checkpoint of ESPnet's ({error})") from error
+    return [
+        {phase: _numbers(epoch[phase]) for phase in ("train", "valid")}
+        for _, epoch in sorted(state["reporter"]["stats"].items())
+    ]
+
+
+def _numbers(stats: Mapping[str, object]) -> dict[str, float]:
+    return {
+        name: value.total_seconds() if isinstance(value, datetime.timedelta) else float(value)
+        for name, value in stats.items()
+    }
+
+
+def plot_curves(
+    trainings: Mapping[str, Sequence[Path]],
+    quantities: Mapping[str, str],
+    out: Path | str,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Plot quantities of the validation set against the epoch, one panel each.
+
+    Args:
+        trainings: the output directories, one for each seed, by system.
+        quantities: titles of the panels, by statistic; a training without it has no line.
+        out: image file to write; it appears whole or not at all.
+        levels: a statistic's value before training, a dashed line.
+
+    Raises:
+        InputError: a training without checkpoint.
+    """
+    out = Path(out)
+    figure = Figure(figsize=(4 * len(quantities), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+    colours = matplotlib.colormaps["tab10"].colors
+    for colour, (system, directories) in zip(colours, trainings.items(), strict=False):
+        for number, directory in enumerate(directories):
+            epochs = read_epochs(directory)
+            for panel, name in zip(panels, quantities, strict=True):
+                values = [epoch["valid"].get(name, np.nan) for epoch in epochs]
+                panel.plot(
+                    range(1, len(values) + 1),
+                    values,
+                    color=colour,
+                    label=None if number else system,
+                )
+    for panel, (name, title) in zip(panels, quantities.items(), strict=True):
+        if name in (levels or {}):
+            panel.axhline(levels[name], color="black", linestyle="--", label="before")
+        panel.set(title=title, xlabel="epoch")
+        panel.grid(alpha=0.3)
+    panels[-1].legend()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}")
+    figure.savefig(temporary, format=out.suffix[1:], dpi=120)
+    temporary.replace(out)

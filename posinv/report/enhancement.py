@@ -1,0 +1,81 @@
+"""The tables of a speech enhancement recipe."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from posinv.report.results import (
+    ERROR_RATES,
+    aggregate,
+    error_rate_cells,
+    markdown_table,
+    read_scores,
+    scores_of_seeds,
+    seeds_caption,
+)
+
+METRICS = {"si_sdr": ("SI-SDR (dB)", 1), "stoi": ("STOI", 3), "pesq": ("PESQ", 2)}
+
+
+def enhancement_report(
+    expdir: Path | str,
+    systems: Mapping[str, str],
+    sets: Sequence[str],
+    se_sets: Sequence[str],
+    seeds: Sequence[str],
+) -> str:
+    """Tables of a speech enhancement recipe: PER and WER of each set, then SE metrics.
+
+    Args:
+        expdir: with ``seed<seed>/<system>/superb/{pr,asr}/best/decode/scores.json`` and
+            ``seed<seed>/<system>/enhanced/scores.json``.
+        systems: labels of the rows, by system.
+        sets: test sets of the error rates.
+        se_sets: test sets over which SI-SDR, STOI and PESQ are averaged.
+        seeds: random seeds.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        InputError: a score is missing. PESQ may be null.
+    """
+    over = seeds_caption(seeds)
+    parts = []
+    for task, caption in ERROR_RATES.items():
+        rows = [
+            [label, *error_rate_cells(expdir, seeds, system, task, sets)]
+            for system, label in systems.items()
+        ]
+        parts.append(f"{caption}, {over}:\n\n{markdown_table(['system', *sets], rows)}")
+
+    rows, notes = [], []
+    metrics = [*METRICS, *map(_failed, METRICS), "utterances"]
+    for system, label in systems.items():
+        row = [label]
+        of_seeds = [
+            list(read_scores(path, se_sets, metrics).values())
+            for path in scores_of_seeds(expdir, seeds, system, "enhanced")
+        ]
+        for metric, (name, decimals) in METRICS.items():
+            means = [_mean([scores[metric] for scores in of_sets]) for of_sets in of_seeds]
+            row.append(aggregate(means, decimals))
+            every = [scores for of_sets in of_seeds for scores in of_sets]
+            if failed := sum(scores[_failed(metric)] or 0 for scores in every):
+                total = sum(scores["utterances"] for scores in every)
+                notes.append(f"{name} of {label}: {failed} of {total}")
+        rows.append(row)
+    header = ["system", *(name for name, _ in METRICS.values())]
+    table = markdown_table(header, rows)
+    parts.append(f"Enhancement, mean of {' and '.join(se_sets)}, {over}:\n\n{table}")
+    if notes:
+        parts.append(f"Utterances left out, as their score is undefined: {'; '.join(notes)}.\n")
+    return "\n".join(parts)
+
+
+def _failed(metric: str) -> str:
+    return f"{metric}_failed"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else statistics.fmean(values)

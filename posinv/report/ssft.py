@@ -1,0 +1,102 @@
+"""The tables of a recipe that fine-tunes SSL models."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from posinv.errors import InputError
+from posinv.report.curves import read_epochs
+from posinv.report.results import (
+    ERROR_RATES,
+    aggregate,
+    error_rate_cells,
+    markdown_table,
+    seeds_caption,
+)
+
+COLLAPSE = {"frame_distance": ("frame distance", 3), "effective_rank": ("effective rank", 1)}
+
+
+def ssft_report(
+    expdir: Path | str, systems: Sequence[str], sets: Sequence[str], seeds: Sequence[str]
+) -> str:
+    """Tables of SSL models before and after fine-tuning: PER, WER, and how far they collapsed.
+
+    Args:
+        expdir: with ``seed<seed>/<system>/superb/{pr,asr}/best``, the best head of a
+            learning-rate sweep, and ``seed<seed>/<system>/collapse.json``; for a tuned system,
+            ``seed<seed>/<system>`` is the training directory.
+        systems: the rows; ``base`` is the model before.
+        sets: test sets.
+        seeds: random seeds.
+
+    Returns:
+        Markdown. Minutes are those of fine-tuning, validation included; the learning rates are
+        the heads', chosen on the validation set.
+
+    Raises:
+        InputError: something is missing.
+    """
+    rows, collapse_rows = [], []
+    for system in systems:
+        directories = [Path(expdir) / f"seed{seed}" / system for seed in seeds]
+        row = [system]
+        for task in ERROR_RATES:
+            row += error_rate_cells(expdir, seeds, system, task, sets)
+            row.append(_learning_rates([path / "superb" / task / "best" for path in directories]))
+        minutes = [None if system == "base" else _minutes(path) for path in directories]
+        rows.append([*row, aggregate(minutes)])
+        spreads = [read_collapse(path / "collapse.json") for path in directories]
+        collapse_rows.append(
+            [
+                system,
+                *(
+                    aggregate([spread[name] for spread in spreads], decimals)
+                    for name, (_, decimals) in COLLAPSE.items()
+                ),
+            ]
+        )
+    header = ["SSL model"]
+    for short in ("PER", "WER"):
+        header += [f"{short} {name}" for name in sets] + [f"lr for {short}"]
+    over = seeds_caption(seeds)
+    table = markdown_table([*header, "minutes"], rows)
+    spread = markdown_table(["SSL model", *(name for name, _ in COLLAPSE.values())], collapse_rows)
+    return (
+        f"Error rates (%), {over}; each head's learning rate is the best on the validation set; "
+        f"minutes of fine-tuning:\n\n{table}\n"
+        "Last layer's features of the validation set, L2-normalised: mean distance of an "
+        f"utterance's frames, and their effective rank, {over}:\n\n{spread}"
+    )
+
+
+def read_collapse(path: Path) -> Mapping[str, float]:
+    """Read what ``measure_collapse`` wrote.
+
+    Raises:
+        InputError: no such file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: run measure_collapse") from error
+
+
+def _minutes(training: Path) -> float:
+    """Minutes of a training's epochs."""
+    epochs = read_epochs(training)
+    return sum(epoch[phase]["time"] for epoch in epochs for phase in epoch) / 60
+
+
+def _learning_rates(heads: Sequence[Path]) -> str:
+    """The learning rates of heads, each once, ascending."""
+    rates = set()
+    for head in heads:
+        path = head / "config.yaml"
+        try:
+            rates.add(float(yaml.safe_load(path.read_text(encoding="utf-8"))["optim_conf"]["lr"]))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}: train the head") from error
+    return ", ".join(f"{rate:g}" for rate in sorted(rates))

@@ -1,0 +1,42 @@
+"""What posinv's own tasks share: data that reach the model as they are read."""
+
+import argparse
+from collections.abc import Callable, Collection
+
+import numpy as np
+import torch
+from espnet2.tasks.abs_task import AbsTask
+from espnet2.train.collate_fn import CommonCollateFn
+
+from posinv.tasks.trainer import SeededTrainer
+
+
+class AudioTask(AbsTask):
+    """A task of one optimiser over ``speech`` (``sound``), without preprocessing."""
+
+    num_optimizers = 1
+    trainer = SeededTrainer
+
+    @classmethod
+    def build_collate_fn(
+        cls, args: argparse.Namespace, train: bool
+    ) -> Callable[
+        [Collection[tuple[str, dict[str, np.ndarray]]]], tuple[list[str], dict[str, torch.Tensor]]
+    ]:
+        """Return ESPnet's collate function: zeros after audio, -1 after labels."""
+        return CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
+
+    @classmethod
+    def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> None:
+        """Return None: data are used as they are."""
+        return None
+
+    @classmethod
+    def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """Return the data that training needs."""
+        return ("speech",)
+
+    @classmethod
+    def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """Return no further data."""
+        return ()

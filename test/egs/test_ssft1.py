@@ -1,0 +1,134 @@
+"""The SSFT recipes, whole, at toy size, through their own run.sh."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+SYSTEMS = ["base", "soft_dtw", "mse", "laser"]
+SMALL = ["--local_data_opts", "--minutes 1 --dev_minutes 0.1 --test_minutes 0.15"]
+
+
+@pytest.fixture(scope="module")
+def mini(recipe):
+    """The mini recipe after a whole run."""
+    mini = recipe("mini/ssft1")
+    done = mini.run(*SMALL, "--ssl_units", 10)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return mini, done.stdout
+
+
+def test_table(mini):
+    recipe, output = mini
+    text = (recipe.dir / "RESULTS.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    for system in SYSTEMS:
+        assert sum(row.split("|")[1].strip() == system for row in rows) == 2
+    header = next(row for row in rows if "PER" in row)
+    for name in ("PER test_clean", "WER test_clean", "lr for PER", "lr for WER", "minutes"):
+        assert name in header
+    assert all(row in output for row in rows)
+    for fact in ("egs/mini/ssft1/run.sh", "espnet", "torch", "commit"):
+        assert fact in text
+    assert (recipe.dir / "exp" / "curves.png").stat().st_size > 1000
+
+
+def test_one_line_a_stage_with_its_time(mini):
+    _, output = mini
+    for number in range(1, 8):
+        assert len(re.findall(rf"^[\d:]+ stage {number}: (?!done|kept)", output, re.M)) == 1
+        assert len(re.findall(rf"^[\d:]+ stage {number}: done in \d+ s$", output, re.M)) == 1
+
+
+def test_only_the_last_layers_were_tuned(mini):
+    recipe, _ = mini
+    base = load_file(recipe.dir / "exp/ssl/model/model.safetensors")
+    for method in SYSTEMS[1:]:
+        tuned = load_file(recipe.dir / f"exp/seed1/{method}/model/model.safetensors")
+        changed = {name for name in base if not torch.equal(base[name], tuned[name])}
+        # Two layers in all: the toy model has no others.
+        assert changed
+        assert all(name.startswith("encoder.layers.") for name in changed)
+
+
+def test_best_of_the_sweep_is_decoded(mini):
+    recipe, _ = mini
+    for system in SYSTEMS:
+        for task in ("pr", "asr"):
+            head = recipe.dir / "exp/seed1" / system / "superb" / task
+            rates = json.loads((head / "best.json").read_text())
+            assert rates.keys() == {"lr_1.5e-3", "lr_3e-3"}
+            assert rates[(head / "best").readlink().name] == min(rates.values())
+            for name in rates:
+                config = yaml.safe_load((head / name / "config.yaml").read_text())
+                assert config["optim_conf"]["lr"] == float(name.removeprefix("lr_"))
+            assert json.loads((head / "best/decode/scores.json").read_text()).keys() == {
+                "test_clean"
+            }
+
+
+def test_frozen_means_frozen(mini):
+    """A head's training leaves the features it was trained on as they were, to the bit."""
+    from posinv.tasks.asr import ASRTask
+
+    recipe, _ = mini
+    head = recipe.dir / "exp/seed1/laser/superb/pr/best"
+    config = yaml.safe_load((head / "config.yaml").read_text())
+    config["frontend_conf"]["ssl"] = str(recipe.dir / config["frontend_conf"]["ssl"])
+    path = recipe.dir / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    waves = torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([5000, 4000])
+    models = [
+        ASRTask.build_model_from_file(str(path), checkpoint, "cpu")[0].eval()
+        for checkpoint in (None, str(head / "valid.cer_ctc.best.pth"))
+    ]
+    before, after = (model.frontend.encode(waves, lengths)[0] for model in models)
+    assert torch.equal(before, after)
+    assert not torch.equal(models[0].frontend.weights, models[1].frontend.weights)
+
+
+def test_second_run_keeps_what_is_there_and_says_so(mini):
+    recipe, _ = mini
+    done = recipe.run("--stage", 4, "--stop_stage", 5)
+    assert done.returncode == 0, done.stderr
+    for name in ("exp/ssl", *(f"exp/seed1/{method}" for method in SYSTEMS[1:])):
+        assert f"{name}: finished already, by this command from these inputs: kept" in done.stdout
+        assert f"{name}/model: exported already: kept" in done.stdout
+
+
+def test_noise_robust_method_and_noisy_test_set(mini):
+    recipe, _ = mini
+    done = recipe.run(
+        *("--stage", 2, "--dumpdir", "dump noisy", "--expdir", "exp noisy"),
+        *("--ssl_model", "exp/ssl/model", "--methods", "nrssft", "--results", "noisy.md"),
+        *("--test_conditions", "clean seen", "--pr_lrs", "", "--asr_lrs", ""),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "using the SSL model exp/ssl/model" in done.stdout
+    assert "PER test_seen" in (recipe.dir / "noisy.md").read_text()
+
+
+def test_unknown_method_and_condition(mini):
+    recipe, _ = mini
+    done = recipe.run("--methods", "lazer")
+    assert done.returncode != 0
+    assert "conf/methods/lazer.yaml: not found" in done.stderr
+    done = recipe.run("--stage", 2, "--test_conditions", "loud")
+    assert done.returncode != 0
+    assert "no such condition: loud" in done.stderr
+
+
+def test_fsdd(recipe, shared_data):
+    fsdd = recipe("fsdd/ssft1")
+    (fsdd.dir / "db.sh").unlink()
+    (fsdd.dir / "db.sh").write_text(f"FSDD='{shared_data / 'fsdd'}'\n")
+    done = fsdd.run(
+        *("--local_data_opts", "--minutes 0.5 --dev_minutes 0.1 --test_minutes 0.2"),
+        *("--ssl_units", 10, "--methods", "laser", "--seeds", "1 2", "--pr_lrs", "1e-3"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "±" in (fsdd.dir / "RESULTS.md").read_text()

@@ -1,0 +1,116 @@
+import datetime
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from posinv.errors import InputError
+from posinv.report.curves import plot_curves, read_epochs
+from posinv.report.results import ABSENT
+from posinv.report.ssft import ssft_report
+
+SYSTEMS = ["base", "laser"]
+
+
+def write_checkpoint(training, epochs):
+    """What ESPnet's trainer leaves: the reporter's statistics are numpy scalars."""
+    stats = {
+        epoch: {
+            phase: {
+                "loss": np.float32(1 / (epoch + k)),
+                "time": datetime.timedelta(seconds=60 * epoch),
+                "total_count": epoch,
+            }
+            for k, phase in enumerate(("train", "valid"))
+        }
+        for epoch in range(epochs, 0, -1)
+    }
+    training.mkdir(parents=True, exist_ok=True)
+    state = {"model": {"w": torch.zeros(2)}, "reporter": {"stats": stats, "epoch": epochs}}
+    torch.save(state, training / "checkpoint.pth")
+
+
+@pytest.fixture
+def expdir(tmp_path):
+    for s, seed in enumerate("12"):
+        for y, system in enumerate(SYSTEMS):
+            base = tmp_path / f"seed{seed}" / system
+            for t, task in enumerate(("pr", "asr")):
+                best = base / "superb" / task / "best"
+                (best / "decode").mkdir(parents=True)
+                rates = {"test_clean": {"rate": 50 * t + 20 * y + s}}
+                (best / "decode" / "scores.json").write_text(json.dumps(rates))
+                config = {"optim_conf": {"lr": 1e-3 if system == "base" else 1e-3 * (s + 1)}}
+                (best / "config.yaml").write_text(yaml.safe_dump(config))
+            collapse = {"frame_distance": 1.0 + y + 0.5 * s, "effective_rank": 10 * (y + 1)}
+            (base / "collapse.json").write_text(json.dumps(collapse))
+            if system != "base":
+                write_checkpoint(base, 2)
+    return tmp_path
+
+
+def rows(text, system):
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if re.match(rf"\| {system} ", line)
+    ]
+
+
+def test_one_seed(expdir):
+    text = ssft_report(expdir, SYSTEMS, ["test_clean"], ["1"])
+    assert rows(text, "base") == [
+        ["base", "0.0", "0.001", "50.0", "0.001", ABSENT],
+        ["base", "1.000", "10.0"],
+    ]
+    # Two epochs of 1 and 2 minutes, as long again in validation.
+    assert rows(text, "laser")[0] == ["laser", "20.0", "0.001", "70.0", "0.001", "6.0"]
+
+
+def test_several_seeds(expdir):
+    text = ssft_report(expdir, SYSTEMS, ["test_clean"], ["1", "2"])
+    assert rows(text, "laser") == [
+        ["laser", "20.5 ± 0.7", "0.001, 0.002", "70.5 ± 0.7", "0.001, 0.002", "6.0 ± 0.0"],
+        ["laser", "2.250 ± 0.354", "20.0 ± 0.0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "superb/asr/best/decode/scores.json",
+        "superb/pr/best/config.yaml",
+        "collapse.json",
+        "checkpoint.pth",
+    ],
+)
+def test_what_is_missing_is_named(expdir, path):
+    (expdir / "seed2" / "laser" / path).unlink()
+    with pytest.raises(InputError, match=re.escape(str(expdir / "seed2" / "laser" / path))):
+        ssft_report(expdir, SYSTEMS, ["test_clean"], ["1", "2"])
+
+
+def test_epochs_are_in_order(tmp_path):
+    write_checkpoint(tmp_path, 3)
+    epochs = read_epochs(tmp_path)
+    assert [epoch["train"]["time"] for epoch in epochs] == [60, 120, 180]
+    assert [epoch["valid"]["loss"] for epoch in epochs] == pytest.approx([1 / 2, 1 / 3, 1 / 4])
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(InputError, match=r"checkpoint\.pth"):
+        read_epochs(tmp_path)
+    (tmp_path / "checkpoint.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        read_epochs(tmp_path)
+
+
+def test_curves_are_an_image(expdir):
+    out = expdir / "a b" / "curves.png"
+    trainings = {"laser": [expdir / "seed1" / "laser", expdir / "seed2" / "laser"]}
+    plot_curves(trainings, {"loss": "loss", "absent": "absent"}, out, {"loss": 0.5})
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in out.parent.iterdir()] == ["curves.png"]
