@@ -156,6 +156,18 @@ format_sets() {
     done
 }
 
+# for_all "NAME ..." FUNCTION: FUNCTION NAME SEED for every name and seed, --train_nj at once.
+for_all() {
+    local seed name
+    set_max_jobs "$train_nj"
+    for seed in $seeds; do
+        for name in $1; do
+            queue "$2" "$name" "$seed"
+        done
+    done
+    wait_jobs
+}
+
 # ------------------------------------------------------------------------------- SSL models
 prepare_ssl() {
     if [ -n "$ssl_model" ]; then

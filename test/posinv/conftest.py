@@ -38,5 +38,5 @@ def enh_dir(tmp_path_factory):
     EnhancementTask.main(cmd=[*options, "--dry_run", "true"])
     torch.manual_seed(1)
     model = EnhancementTask.build_model(EnhancementTask.get_parser().parse_args(options))
-    torch.save(model.state_dict(), directory / "model.pth")
+    torch.save(model.state_dict(), directory / "valid.loss.best.pth")
     return directory

@@ -38,7 +38,7 @@ def model_dir(enh_dir, tmp_path_factory):
     """A random enhancement model whose output follows its input, not its biases."""
     directory = tmp_path_factory.mktemp("tiny model")
     shutil.copy(enh_dir / "config.yaml", directory)
-    state = torch.load(enh_dir / "model.pth", weights_only=True)
+    state = torch.load(enh_dir / "valid.loss.best.pth", weights_only=True)
     for name, value in state.items():
         value *= 0 if "bias" in name else 3
     torch.save(state, directory / "valid.loss.best.pth")
@@ -322,7 +322,7 @@ def test_criteria_are_left_out(enh_dir, tmp_path):
     config = yaml.safe_load((enh_dir / "config.yaml").read_text())
     config["criterions"][0] |= {"name": "ssl_mse", "conf": {"ssl": "./not/here"}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    model = load_enhancement_model(tmp_path / "config.yaml", enh_dir / "model.pth")
+    model = load_enhancement_model(tmp_path / "config.yaml", enh_dir / "valid.loss.best.pth")
     assert not model.enh_model.training
     assert not any(p.requires_grad for p in model.enh_model.parameters())
 

@@ -67,7 +67,7 @@ def test_cache_encodes_an_utterance_once_and_keeps_to_its_room(tiny_ssl, waves, 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
 def test_enh_ssl_is_ssl_of_enhanced_speech(tiny_ssl, enh_dir, waves, cache_gb):
-    config, checkpoint = str(enh_dir / "config.yaml"), str(enh_dir / "model.pth")
+    config, checkpoint = str(enh_dir / "config.yaml"), str(enh_dir / "valid.loss.best.pth")
     frontend = EnhSSLFrontend(tiny_ssl, config, checkpoint, cache_gb=cache_gb)
     model, _ = EnhancementTask.build_model_from_file(config, checkpoint, "cpu")
     model.eval()
@@ -84,7 +84,7 @@ def test_enh_ssl_is_ssl_of_enhanced_speech(tiny_ssl, enh_dir, waves, cache_gb):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_enh_ssl_follows_the_device(tiny_ssl, enh_dir, waves):
-    files = str(enh_dir / "config.yaml"), str(enh_dir / "model.pth")
+    files = str(enh_dir / "config.yaml"), str(enh_dir / "valid.loss.best.pth")
     frontend = EnhSSLFrontend(tiny_ssl, *files)
     on_cpu, _ = frontend(waves, LENGTHS)
     on_gpu, _ = frontend.cuda()(waves.cuda(), LENGTHS.cuda())
@@ -95,6 +95,6 @@ def test_bad_input(tiny_ssl, enh_dir):
     with pytest.raises(InputError, match="cache_gb must be at least 0"):
         SSLFrontend(tiny_ssl, cache_gb=-1)
     with pytest.raises(InputError, match=r"enhancement model nowhere.yaml: No such file"):
-        EnhSSLFrontend(tiny_ssl, "nowhere.yaml", str(enh_dir / "model.pth"))
+        EnhSSLFrontend(tiny_ssl, "nowhere.yaml", str(enh_dir / "valid.loss.best.pth"))
     with pytest.raises(InputError, match="399 samples, less than the 400"):
         SSLFrontend(tiny_ssl)(torch.zeros(1, 399), torch.tensor([399]))

@@ -68,19 +68,17 @@ prepare_se() {
     fi
 }
 
-finetune() {
-    local seed criterion ssl_files
+finetune() {  # finetune CRITERION SEED
+    local criterion=$1 seed=$2 ssl_files
     files_of "$ssl"
-    set_max_jobs "$train_nj"
-    for seed in $seeds; do
-        for criterion in $criteria; do
-            queue train_se "$expdir/seed$seed/$criterion" "$seed" "$finetune_config" \
-                "conf/criteria/$criterion.yaml" "$se/valid.loss.best.pth" "${ssl_files[@]}" \
-                -- --criterion_file "conf/criteria/$criterion.yaml" --ssl "$ssl" \
-                --init_param "$se/valid.loss.best.pth"
-        done
-    done
-    wait_jobs
+    train_se "$expdir/seed$seed/$criterion" "$seed" "$finetune_config" \
+        "conf/criteria/$criterion.yaml" "$se/valid.loss.best.pth" "${ssl_files[@]}" \
+        -- --criterion_file "conf/criteria/$criterion.yaml" --ssl "$ssl" \
+        --init_param "$se/valid.loss.best.pth"
+}
+
+finetune_all() {
+    for_all "$criteria" finetune
 }
 
 enhance() {  # enhance SYSTEM SEED
@@ -114,20 +112,17 @@ enhance_all() {
     wait_jobs
 }
 
+recognise_system() {  # recognise_system SYSTEM SEED
+    local model opts=()
+    model=$(se_model_of "$1" "$2")
+    if [ -n "$model" ]; then
+        opts=(--enh_dir "$model")
+    fi
+    recognise "$expdir/seed$2/$1" "$ssl" "$2" "${opts[@]}"
+}
+
 recognise_all() {
-    local seed system model opts
-    set_max_jobs "$train_nj"
-    for seed in $seeds; do
-        for system in $systems; do
-            opts=()
-            model=$(se_model_of "$system" "$seed")
-            if [ -n "$model" ]; then
-                opts=(--enh_dir "$model")
-            fi
-            queue recognise "$expdir/seed$seed/$system" "$ssl" "$seed" "${opts[@]}"
-        done
-    done
-    wait_jobs
+    for_all "$systems" recognise_system
 }
 
 make_table() {
@@ -146,7 +141,7 @@ set_max_jobs "$train_nj"
 queue run_stage 4 "SSL model" prepare_ssl
 queue run_stage 5 "SE model" prepare_se
 wait_jobs
-run_stage 6 "fine-tune the SE model" finetune
+run_stage 6 "fine-tune the SE model" finetune_all
 run_stage 7 "enhance the test sets, SI-SDR, STOI, PESQ" enhance_all
 run_stage 8 "PR and ASR heads, decode, PER, WER" recognise_all
 run_stage 9 "results table" make_table

@@ -47,14 +47,7 @@ finetune() {  # finetune METHOD SEED
 }
 
 finetune_all() {
-    local seed method
-    set_max_jobs "$train_nj"
-    for seed in $seeds; do
-        for method in $methods; do
-            queue finetune "$method" "$seed"
-        done
-    done
-    wait_jobs
+    for_all "$methods" finetune
 }
 
 measure_and_recognise() {  # measure_and_recognise SYSTEM SEED
@@ -66,14 +59,7 @@ measure_and_recognise() {  # measure_and_recognise SYSTEM SEED
 }
 
 recognise_all() {
-    local seed system
-    set_max_jobs "$train_nj"
-    for seed in $seeds; do
-        for system in $systems; do
-            queue measure_and_recognise "$system" "$seed"
-        done
-    done
-    wait_jobs
+    for_all "$systems" measure_and_recognise
 }
 
 make_table() {

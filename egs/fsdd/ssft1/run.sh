@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 ./ssft.sh \
     --title "FSDD: a small SSL model fine-tuned without labels, connected digits" \
     --asr_token_type word \
-    --pr_lrs "1.5e-3 3e-3" \
-    --asr_lrs "1.5e-3 3e-3" \
+    --pr_lrs "2e-3 3e-3" \
+    --asr_lrs "2e-3 3e-3" \
     --seeds "1 2 3" \
     "$@"

@@ -8,6 +8,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 ./ssft.sh \
     --title "mini: a small SSL model fine-tuned without labels, synthetic speech" \
     --asr_token_type char \
-    --pr_lrs "1.5e-3 3e-3" \
-    --asr_lrs "1.5e-3 3e-3" \
+    --pr_lrs "2e-3 3e-3" \
     "$@"
