@@ -35,14 +35,7 @@ def read_audio(entry: str, sampling_rate: int, resample: bool = False) -> np.nda
             a command that failed, or another sampling rate.
     """
     entry = entry.strip()
-    if entry.endswith("|"):
-        x, rate = _decode(io.BytesIO(_run(entry)), f"output of '{entry}'")
-    elif (match := re.fullmatch(r"(.+):\d+", entry)) and not Path(entry).exists():
-        x, rate = _read_archive(entry, Path(match[1]))
-    else:
-        _require_content(Path(entry))
-        x, rate = _decode(entry, entry)
-
+    x, rate = load_audio(entry)
     if x.ndim == 2 and x.shape[1] > 1:
         raise InputError(
             f"{entry}: {x.shape[1]} channels, one wanted: choose a channel with a pipe, "
@@ -63,6 +56,23 @@ def read_audio(entry: str, sampling_rate: int, resample: bool = False) -> np.nda
         if not x.size:
             raise InputError(f"{entry}: too short to resample: remove the utterance")
     return x
+
+
+def load_audio(entry: str) -> tuple[np.ndarray, int]:
+    """Read an entry of a ``wav.scp`` as it is: see :func:`read_audio`.
+
+    Returns:
+        float32 samples, ``(T,)`` or ``(T, C)``, and their rate in Hz.
+
+    Raises:
+        InputError: nothing there, an empty file, not audio, or a command that failed.
+    """
+    if entry.endswith("|"):
+        return _decode(io.BytesIO(_run(entry)), f"output of '{entry}'")
+    if (match := re.fullmatch(r"(.+):\d+", entry)) and not Path(entry).exists():
+        return _read_archive(entry, Path(match[1]))
+    _require_content(Path(entry))
+    return _decode(entry, entry)
 
 
 def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:

@@ -32,7 +32,7 @@ import soxr
 import torch
 import yaml
 
-from posinv.audio import read_audio
+from posinv.audio import load_audio
 from posinv.datadir import read_table, refuse_overlap
 from posinv.errors import InputError
 from posinv.files import read_yaml
@@ -185,8 +185,8 @@ class Enhancer:
 
         Args:
             source: a file that soundfile reads, or another entry of a ``wav.scp`` (an archive
-                position or a command), which :func:`~posinv.audio.read_audio` reads whole: 16 kHz
-                and one channel, then, taken for 16-bit PCM.
+                position or a command), which :func:`~posinv.audio.load_audio` reads whole, taken
+                for 16-bit PCM.
             destination: file to write; its folder is made.
             progress: called with the seconds of audio done since the last call.
 
@@ -411,8 +411,8 @@ def _is_entry(source: Path | str) -> bool:
 
 def _open(source: Path | str) -> _Audio:
     if _is_entry(source):
-        wave = read_audio(str(source), SAMPLING_RATE)
-        return _of_array(wave[:, None], SAMPLING_RATE, str(source))
+        wave, rate = load_audio(str(source))
+        return _of_array(wave.reshape(len(wave), -1), rate, str(source))
     if not Path(source).is_file():
         raise InputError(f"{source}: no such audio file: correct its path, or leave it out")
     with _decoding(source) as file:

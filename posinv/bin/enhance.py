@@ -1,9 +1,8 @@
 """Enhance audio files of any length, rate and number of channels with a trained model.
 
 An input is an audio file, a folder (its audio files at any depth, under the same paths) or a
-Kaldi list, *.scp (to <id>.wav each, and a wav.scp of them; its commands and archive entries must
-be 16 kHz and one channel). Sampling rate and channels stay a file's own, as do format and subtype
-unless --format is given.
+Kaldi list, *.scp (to <id>.wav each, and a wav.scp of them). Sampling rate and channels stay a
+file's own, as do format and subtype unless --format is given.
 """
 
 import argparse

@@ -331,7 +331,7 @@ def test_bad_models(enh_dir, stft_dir, tmp_path):
     with pytest.raises(InputError, match=r"nowhere/config\.yaml: No such file"):
         Enhancer("nowhere")
     with pytest.raises(InputError, match=r"valid\.loss\.best\.pth: no such checkpoint"):
-        Enhancer(enh_dir)
+        Enhancer(stft_dir)
     with pytest.raises(InputError, match="not weights of the model"):
         load_enhancement_model(enh_dir / "config.yaml", stft_dir / "model.pth")
     with pytest.raises(InputError, match="not weights of the model"):
@@ -445,7 +445,7 @@ def inputs(tmp_path):
     (folder / "._a.wav").write_text("x")
     soundfile.write(tmp_path / "d d.flac", noise(24000, 2), 24000, "PCM_24")
     pcm = (noise(9000) * 32768).astype(np.int16)
-    kaldiio.save_ark(str(tmp_path / "x.ark"), {"u3": (16000, pcm)}, scp=str(tmp_path / "x.scp"))
+    kaldiio.save_ark(str(tmp_path / "x.ark"), {"u3": (8000, pcm)}, scp=str(tmp_path / "x.scp"))
     soundfile.write(tmp_path / "e.wav", pcm[:7000], 16000)
     table = {
         "u1": tmp_path / "d d.flac",
@@ -475,7 +475,7 @@ def test_command(inputs, monkeypatch, capsys, model_dir, caplog):
     written = ["a.wav", "day 1/b b.FLAC", "day 1/deep/c.ogg", "e.wav"]
     assert files(out) == sorted([*written, "u1.wav", "u2.x.wav", "u3.wav", "wav.scp"])
     assert "3 audio files, 2 others ignored" in caplog.text
-    minutes = (3 + 1 + (7000 + 9000 + 7000) / 16000) / 60
+    minutes = (3 + 1 + (7000 + 7000) / 16000 + 9000 / 8000) / 60
     assert f"{out}: 7 files, {minutes:.1f} minutes of audio, real-time" in capsys.readouterr().out
     assert read_table(out / "wav.scp") == {u: f"{out}/{u}.wav" for u in ("u1", "u2.x", "u3")}
     enhancer = Enhancer(model_dir, segment=0.6, overlap=0.1)
@@ -483,11 +483,11 @@ def test_command(inputs, monkeypatch, capsys, model_dir, caplog):
     assert rate == 24000 and soundfile.info(out / "u1.wav").subtype == "PCM_24"
     expected = enhancer(*soundfile.read(inputs / "d d.flac", dtype="float32"))
     np.testing.assert_allclose(enhanced, expected, rtol=0, atol=2**-22)
-    for utterance in ("u2.x", "u3"):
+    for utterance, own_rate in (("u2.x", 16000), ("u3", 8000)):
         entry = read_table(inputs / "wav.scp")[utterance]
-        expected = enhancer(read_audio(entry, 16000), 16000)
+        expected = enhancer(read_audio(entry, own_rate), own_rate)
         enhanced, rate = soundfile.read(out / f"{utterance}.wav", dtype="float32")
-        assert rate == 16000
+        assert rate == own_rate
         np.testing.assert_allclose(enhanced, expected, rtol=0, atol=2**-15)
 
     before = (out / "a.wav").stat().st_mtime_ns
