@@ -201,7 +201,8 @@ export_ssl() {
     if [ -e "$1/model/config.json" ]; then
         log "$1/model: exported already: kept"
     else
-        run_logged "$1/export.log" "$python" -m posinv.bin.export --exp "$1" --out "$1/model"
+        run_logged "$1/export.log" "$python" -m posinv.bin.export --exp "$1" --out "$1/model" \
+            --name "$(basename "$1")"
     fi
 }
 

@@ -90,6 +90,9 @@ def plot_curves(
     for panel, (name, title) in zip(panels, quantities.items(), strict=True):
         if name in (levels or {}):
             panel.axhline(levels[name], color="black", linestyle="--", label="before")
+        low, high = panel.dataLim.intervaly
+        if low > 0 and high > 100 * low:
+            panel.set_yscale("log")
         panel.set(title=title, xlabel="epoch")
         panel.grid(alpha=0.3)
     panels[-1].legend()
