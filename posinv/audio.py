@@ -13,6 +13,7 @@ import soxr
 
 from posinv.errors import InputError
 
+SAMPLING_RATE = 16000  # Hz, of every model here
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".sph")
 
 

@@ -16,31 +16,21 @@ import io
 import logging
 import math
 import os
-import pickle
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 import soxr
-import torch
-import yaml
 
-from posinv.audio import load_audio
+from posinv.audio import SAMPLING_RATE, load_audio
 from posinv.datadir import read_table, refuse_overlap
 from posinv.errors import InputError
-from posinv.files import read_yaml
 
-if TYPE_CHECKING:
-    from espnet2.bin.enh_inference import SeparateSpeech
-
-SAMPLING_RATE = 16000
 LEVEL = 0.05
 MIN_SAMPLES = 1600
 BLOCK = 1 << 16
@@ -49,57 +39,6 @@ READABLE_SUFFIXES = frozenset(
     | {".sph", ".aif", ".aifc", ".oga", ".opus", ".mp2", ".snd"}
 )
 FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
-
-
-def load_enhancement_model(
-    config: Path | str, checkpoint: Path | str, device: str = "cpu"
-) -> "SeparateSpeech":
-    """Load a trained ESPnet enhancement model for one speaker, in eval mode.
-
-    The criteria it was trained with are left out: their SSL models needn't be there.
-
-    Args:
-        config: the model's ``config.yaml``, as ``enh_train`` leaves it.
-        checkpoint: its weights (``*.pth``).
-        device: where to run.
-
-    Raises:
-        InputError: a missing file, one that isn't what it should be, or a model that doesn't give
-            exactly one speech signal.
-    """
-    config, checkpoint = Path(config), Path(checkpoint)
-    train_args = read_yaml(config, "enhancement model")
-    if not isinstance(train_args, dict) or "separator" not in train_args:
-        raise InputError(f"{config}: not the config.yaml of an enhancement model (no separator)")
-    if not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no such checkpoint: was the training run? give its name")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {device}: no GPU here: use the CPU (--ngpu 0)")
-    # Here, since posinv.tasks.register imports posinv.frontend, which imports this module.
-    import posinv.tasks.register  # noqa: F401, I001
-    from espnet2.bin.enh_inference import SeparateSpeech
-
-    train_args["criterions"] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        alone = Path(scratch) / "config.yaml"
-        alone.write_text(yaml.safe_dump(train_args), encoding="utf-8")
-        model = SeparateSpeech(alone, device=device)
-    if model.num_spk != 1:
-        raise InputError(f"{config}: separates {model.num_spk} speakers; a model for one is needed")
-    # ESPnet would load it without weights_only, and take one that doesn't fit.
-    try:
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.enh_model.load_state_dict(state)
-    except (
-        *(pickle.UnpicklingError, RuntimeError, EOFError),
-        *(ValueError, KeyError, TypeError),
-    ) as error:
-        raise InputError(
-            f"{checkpoint}: not weights of the model in {config} ({type(error).__name__}): give "
-            "the checkpoint of that training"
-        ) from error
-    model.enh_model.requires_grad_(False)
-    return model
 
 
 class Enhancer:
@@ -119,7 +58,7 @@ class Enhancer:
 
     Raises:
         InputError: an option out of range, or no such model
-            (see :func:`load_enhancement_model`).
+            (see :func:`~posinv.enhancement_model.load_enhancement_model`).
     """
 
     def __init__(
@@ -139,6 +78,10 @@ class Enhancer:
         self.segment = round(segment * SAMPLING_RATE)
         self.overlap = math.floor(overlap * SAMPLING_RATE)
         self.model = Path(model)
+        # Here, so that what doesn't need a model doesn't wait for ESPnet.
+        import posinv.tasks.register  # noqa: F401
+        from posinv.enhancement_model import load_enhancement_model
+
         self.separate = load_enhancement_model(
             self.model / "config.yaml", self.model / checkpoint, device
         )

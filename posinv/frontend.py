@@ -8,7 +8,8 @@ import hashlib
 import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 
-from posinv.enhance import SAMPLING_RATE, load_enhancement_model
+from posinv.audio import SAMPLING_RATE
+from posinv.enhancement_model import load_enhancement_model
 from posinv.errors import InputError
 from posinv.upstream import Frozen, SSLUpstream
 
@@ -104,7 +105,7 @@ class EnhSSLFrontend(SSLFrontend):
         ssl, cache_gb: see :class:`SSLFrontend`.
 
     Raises:
-        InputError: no such model (see :func:`~posinv.enhance.load_enhancement_model`).
+        InputError: no such model (see :func:`~posinv.enhancement_model.load_enhancement_model`).
     """
 
     def __init__(self, ssl: str, enh_config: str, enh_model: str, cache_gb: float = 0.0) -> None:

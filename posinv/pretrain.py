@@ -21,11 +21,11 @@ from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
+from posinv.audio import SAMPLING_RATE
 from posinv.errors import InputError
 from posinv.lengths import valid_mask
 from posinv.upstream import extract, frame_lengths, save_pretrained
 
-SAMPLING_RATE = 16000
 WINDOW = 400  # samples: HuBERT's receptive field, 25 ms
 HOP = 320  # samples: HuBERT's frames, 20 ms
 

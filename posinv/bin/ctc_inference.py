@@ -13,11 +13,10 @@ from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 from tqdm import tqdm
 
-from posinv.audio import read_audio
+from posinv.audio import SAMPLING_RATE, read_audio
 from posinv.bin.cli import run
 from posinv.datadir import read_table, write_table
 from posinv.errors import InputError
-from posinv.frontend import SAMPLING_RATE
 from posinv.tasks.asr import ASRTask
 
 

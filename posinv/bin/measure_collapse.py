@@ -7,12 +7,11 @@ from statistics import fmean
 
 import torch
 
-from posinv.audio import read_audio
+from posinv.audio import SAMPLING_RATE, read_audio
 from posinv.bin.cli import run
 from posinv.collapse import effective_rank, frame_distance
 from posinv.datadir import read_table
 from posinv.files import write_whole
-from posinv.frontend import SAMPLING_RATE
 from posinv.upstream import SSLUpstream
 
 

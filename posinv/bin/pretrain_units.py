@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from posinv.audio import read_audio
+from posinv.audio import SAMPLING_RATE, read_audio
 from posinv.bin.cli import run
 from posinv.datadir import map_parallel, read_table, write_table
 from posinv.errors import InputError
 from posinv.pretrain import (
     HOP,
-    SAMPLING_RATE,
     WINDOW,
     assign_units,
     learn_units,

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from posinv.audio import read_audio, write_audio
+from posinv.audio import SAMPLING_RATE, read_audio, write_audio
 from posinv.corpora.noise import generator
 from posinv.datadir import DataDir, map_parallel, whole_directory
 from posinv.errors import InputError
 
 RECORDED_RATE = 8000
-SAMPLING_RATE = 16000
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # CMUdict, without stress.

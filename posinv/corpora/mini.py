@@ -13,12 +13,11 @@ import espeakng_loader
 import numpy as np
 import soxr
 
-from posinv.audio import write_audio
+from posinv.audio import SAMPLING_RATE, write_audio
 from posinv.corpora.noise import generator
 from posinv.datadir import DataDir, whole_directory
 from posinv.errors import InputError
 
-SAMPLING_RATE = 16000
 SPLITS = ("train", "dev", "test")
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import yaml
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 
@@ -39,4 +40,24 @@ def enh_dir(tmp_path_factory):
     torch.manual_seed(1)
     model = EnhancementTask.build_model(EnhancementTask.get_parser().parse_args(options))
     torch.save(model.state_dict(), directory / "valid.loss.best.pth")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def stft_dir(enh_dir, tmp_path_factory):
+    """An enhancement model of ESPnet's own, masking an STFT."""
+    from posinv.tasks.enh import EnhancementTask
+
+    directory = tmp_path_factory.mktemp("stft")
+    config = yaml.safe_load((enh_dir / "config.yaml").read_text())
+    config |= {
+        "encoder": "stft",
+        "decoder": "stft",
+        "separator": "rnn",
+        "separator_conf": {"num_spk": 1, "rnn_type": "lstm", "layer": 1, "unit": 8},
+    }
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.manual_seed(2)
+    model, _ = EnhancementTask.build_model_from_file(directory / "config.yaml")
+    torch.save(model.state_dict(), directory / "model.pth")
     return directory

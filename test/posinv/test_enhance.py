@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,7 @@ from posinv.audio import read_audio
 from posinv.bin.cli import run
 from posinv.bin.enhance import main
 from posinv.datadir import read_table, write_table
-from posinv.enhance import Enhancer, load_enhancement_model, plan_enhancement
+from posinv.enhance import Enhancer, plan_enhancement
 from posinv.errors import InputError
 from posinv.tasks.enh import EnhancementTask
 
@@ -293,60 +292,11 @@ def test_files_of_a_few_samples(enhancer, tmp_path, rate, samples):
     assert np.abs(enhanced).max() > 0
 
 
-@pytest.fixture(scope="module")
-def stft_dir(enh_dir, tmp_path_factory):
-    """An enhancement model of ESPnet's own, masking an STFT."""
-    directory = tmp_path_factory.mktemp("stft")
-    config = yaml.safe_load((enh_dir / "config.yaml").read_text())
-    config |= {
-        "encoder": "stft",
-        "decoder": "stft",
-        "separator": "rnn",
-        "separator_conf": {"num_spk": 1, "rnn_type": "lstm", "layer": 1, "unit": 8},
-    }
-    (directory / "config.yaml").write_text(yaml.safe_dump(config))
-    torch.manual_seed(2)
-    model, _ = EnhancementTask.build_model_from_file(directory / "config.yaml")
-    torch.save(model.state_dict(), directory / "model.pth")
-    return directory
-
-
 @pytest.mark.parametrize("samples", [1, 100, 1601, 40003])
 def test_another_model_of_espnet(stft_dir, samples):
     enhanced = Enhancer(stft_dir, "model.pth", segment=1, overlap=0.2)(noise(samples), 16000)
     assert enhanced.shape == (samples,) and np.isfinite(enhanced).all()
     assert np.abs(enhanced).max() > 0
-
-
-def test_criteria_are_left_out(enh_dir, tmp_path):
-    config = yaml.safe_load((enh_dir / "config.yaml").read_text())
-    config["criterions"][0] |= {"name": "ssl_mse", "conf": {"ssl": "./not/here"}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    model = load_enhancement_model(tmp_path / "config.yaml", enh_dir / "valid.loss.best.pth")
-    assert not model.enh_model.training
-    assert not any(p.requires_grad for p in model.enh_model.parameters())
-
-
-def test_bad_models(enh_dir, stft_dir, tmp_path):
-    with pytest.raises(InputError, match=r"nowhere/config\.yaml: No such file"):
-        Enhancer("nowhere")
-    with pytest.raises(InputError, match=r"valid\.loss\.best\.pth: no such checkpoint"):
-        Enhancer(stft_dir)
-    with pytest.raises(InputError, match="not weights of the model"):
-        load_enhancement_model(enh_dir / "config.yaml", stft_dir / "model.pth")
-    with pytest.raises(InputError, match="not weights of the model"):
-        load_enhancement_model(enh_dir / "config.yaml", enh_dir / "config.yaml")
-    (tmp_path / "empty.pth").write_bytes(b"")
-    with pytest.raises(InputError, match="not weights of the model"):
-        load_enhancement_model(enh_dir / "config.yaml", tmp_path / "empty.pth")
-    config = yaml.safe_load((stft_dir / "config.yaml").read_text())
-    config["separator_conf"]["num_spk"] = 2
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(InputError, match="separates 2 speakers"):
-        load_enhancement_model(tmp_path / "two.yaml", stft_dir / "model.pth")
-    (tmp_path / "asr.yaml").write_text("encoder: linear\n")
-    with pytest.raises(InputError, match=r"not the config\.yaml of an enhancement model"):
-        load_enhancement_model(tmp_path / "asr.yaml", stft_dir / "model.pth")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
