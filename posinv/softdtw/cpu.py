@@ -16,6 +16,7 @@ diagonal, by the alignment.
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -311,12 +312,6 @@ def _share(cost, alignment, lengths, gamma, band, keep, utterances, value):
         )
 
 
-@numba.njit(cache=True, parallel=True)
-def _batch(cost, alignment, lengths, gamma, band, keep, order, threads, value):
-    for t in numba.prange(threads):
-        _share(cost, alignment, lengths, gamma, band, keep, order[t::threads], value)
-
-
 def align(
     cost: Tensor,
     x_lengths: Tensor,
@@ -331,15 +326,22 @@ def align(
     alignment = torch.empty_like(cost) if with_alignment else None
     lengths = torch.stack([x_lengths, y_lengths], dim=1)
     longest_first = torch.argsort(lengths.prod(dim=1), descending=True, stable=True)
-    _batch(
+    threads = min(torch.get_num_threads(), max(len(cost), 1))
+    arguments = (
         cost.numpy(),
         (cost if alignment is None else alignment).numpy(),
         lengths.numpy(),
         float(gamma),
         max(cost.shape[1:]) if bandwidth is None else bandwidth,
         with_alignment,
-        longest_first.numpy(),
-        min(torch.get_num_threads(), max(len(cost), 1)),
-        value.numpy(),
     )
+    order = longest_first.numpy()
+
+    def share(thread: int) -> None:
+        _share(*arguments, order[thread::threads], value.numpy())
+
+    # Not numba's own threads: they share an OpenMP runtime with torch and change its settings.
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(share, range(threads)):
+            pass
     return value, alignment

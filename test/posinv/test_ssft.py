@@ -3,11 +3,14 @@ import math
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from espnet2.tasks.abs_task import scheduler_classes
 
+from posinv.datadir import write_table
 from posinv.errors import InputError
+from posinv.report.curves import read_epochs
 from posinv.ssft import SSFTModel
 from posinv.tasks.ssft import SSFTTask
 
@@ -324,6 +327,64 @@ def test_bad_method_file(tiny_ssl, tmp_path, text):
     args = task_args(tmp_path, "--ssl", tiny_ssl, "--method_file", method)
     with pytest.raises(InputError, match=r"method\.yaml|alfa"):
         SSFTTask.build_model(args)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Four utterances of noise of different lengths, and their lists."""
+    lengths = {f"u{k}": 4000 + 700 * k for k in range(4)}
+    for k, (name, length) in enumerate(lengths.items()):
+        wave = 0.1 * np.random.default_rng(k).standard_normal(length)
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16000)
+    write_table(tmp_path / "wav.scp", {name: tmp_path / f"{name}.wav" for name in lengths})
+    write_table(tmp_path / "shape", {name: str(length) for name, length in lengths.items()})
+    return tmp_path
+
+
+def train(corpus, ssl, out, epochs, **conf):
+    config = {
+        "ssl": ssl,
+        "model_conf": LASER,
+        "optim": "adamw",
+        "optim_conf": {"lr": 1e-3},
+        "batch_type": "sorted",
+        "batch_size": 2,
+        "keep_nbest_models": 1,
+        "best_model_criterion": [["valid", "loss", "min"]],
+        "num_att_plot": 0,
+        "use_matplotlib": False,
+        "use_tensorboard": False,
+        "num_workers": 0,
+        "seed": 3,
+        **conf,
+    }
+    (corpus / "train.yaml").write_text(yaml.safe_dump(config))
+    options = ["--config", str(corpus / "train.yaml"), "--output_dir", str(out), "--ngpu", "0"]
+    for part in ("train", "valid"):
+        options += [f"--{part}_data_path_and_name_and_type", f"{corpus / 'wav.scp'},speech,sound"]
+        options += [f"--{part}_shape_file", str(corpus / "shape")]
+    SSFTTask.main(cmd=[*options, "--max_epoch", str(epochs), "--resume", "true"])
+
+
+def test_resumed_training_gives_what_an_unbroken_one_gives(corpus, tiny_ssl):
+    schedule = {"max_lr": 1e-3, "total_steps": 6, "cycle_momentum": False}
+    conf = {"scheduler": "onecyclelr", "scheduler_conf": schedule}
+    train(corpus, tiny_ssl, corpus / "whole", 3, **conf)
+    train(corpus, tiny_ssl, corpus / "resumed", 1, **conf)
+    train(corpus, tiny_ssl, corpus / "resumed", 3, **conf)
+    whole, resumed = (
+        torch.load(corpus / run / "3epoch.pth", weights_only=True) for run in ("whole", "resumed")
+    )
+    losses = [[e["train"]["loss"] for e in read_epochs(corpus / r)] for r in ("whole", "resumed")]
+    assert losses[0] == losses[1]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_validation_draws_the_same_every_epoch_and_training_does_not(corpus, tiny_ssl):
+    train(corpus, tiny_ssl, corpus / "still", 3, optim_conf={"lr": 0.0})
+    epochs = read_epochs(corpus / "still")
+    assert len({epoch["valid"]["loss"] for epoch in epochs}) == 1
+    assert len({epoch["train"]["loss"] for epoch in epochs}) == 3
 
 
 # The settings of the papers, as the design tells them; conf/*.yaml must have them.

@@ -435,3 +435,12 @@ def test_importing_imports_neither_espnet_nor_transformers_nor_numba():
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_torch_keeps_its_number_of_threads():
+    code = (
+        "import torch; torch.set_num_threads(1); from posinv.softdtw import soft_dtw; "
+        "soft_dtw(torch.rand(3, 5, 4)); print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
