@@ -9,6 +9,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
     --title "FSDD: a small SSL model fine-tuned without labels, connected digits" \
     --asr_token_type word \
     --pr_lrs "2e-3 3e-3" \
-    --asr_lrs "2e-3 3e-3" \
     --seeds "1 2 3" \
     "$@"
