@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from posinv.errors import InputError
+from posinv.softdtw.memory import has_room
 
 # Each module's align(cost, x_lengths, y_lengths, gamma, bandwidth, with_alignment) returns the
 # values (B,) and, if asked for, the alignments (B, N, M), of float32 or float64 costs and checked
-# int64 lengths on the CPU. Imported on first use: numba takes time to import.
+# int64 lengths on the CPU (for "cuda": or unchecked ones on the GPU). Imported on first use: numba
+# takes time to import.
 _BACKENDS = {
     "cpu": "posinv.softdtw.cpu",
+    "cuda": "posinv.softdtw.cuda",
     "torch": "posinv.softdtw.torch_diagonal",
     "reference": "posinv.softdtw.reference",
 }
@@ -44,7 +47,9 @@ def soft_dtw(
             cost's own type. Cells outside the lengths are never read, and their gradient is zero.
             An utterance with a NaN or infinite cost inside its lengths and band has the value NaN
             and a gradient of NaN there; the others are unaffected.
-        x_lengths: (B,) integers in 1..N, valid rows; None for all N.
+        x_lengths: (B,) integers in 1..N, valid rows; None for all N. The back end "cuda" does not
+            wait for lengths on a GPU: where they are out of range or differ by more than the
+            bandwidth, it raises no InputError, but value and gradient are NaN.
         y_lengths: (B,) integers in 1..M, valid columns; None for all M.
         gamma: smoothing, >= 0, in the unit of the cost. 0 is DTW itself (the hard minimum); its
             gradient marks one optimal path, of equally good predecessors (i-1, j-1) before
@@ -52,8 +57,9 @@ def soft_dtw(
         bandwidth: Sakoe-Chiba band: only cells with abs(i - j) <= bandwidth frames are on a path,
             whatever the two lengths are, so it must be at least their difference. 0 leaves the
             diagonal alone; None is no band.
-        backend: "cpu" (compiled; CPU tensors only), "torch" (any device), "reference" (float64
-            Python loops, for tests), or "auto": "cpu" for tensors on the CPU, else "torch".
+        backend: "cpu" (compiled; CPU tensors only), "cuda" (NVIDIA GPUs), "torch" (any device, one
+            step a diagonal: slow), "reference" (float64 Python loops, for tests), or "auto": "cpu"
+            or "cuda" for tensors there, else "torch".
 
     Returns:
         (B,) values.
@@ -82,7 +88,7 @@ def soft_alignment(
         y_lengths: (B,) integers in 1..M, valid columns; None for all M.
         gamma: smoothing, >= 0; 0 marks one optimal path.
         bandwidth: Sakoe-Chiba band; None is no band.
-        backend: "auto", "cpu", "torch" or "reference".
+        backend: "auto", "cpu", "cuda", "torch" or "reference".
 
     Returns:
         (B, N, M), in [0, 1] up to rounding: the probability that a path, drawn with probability
@@ -97,12 +103,16 @@ def soft_alignment(
 
 
 class _SoftDTW(torch.autograd.Function):
-    """The alignment is computed with the value: it is all that backward needs."""
+    """The alignment is computed with the value, or, where memory is short, when it is needed."""
 
     @staticmethod
     def forward(ctx, align, cost, *args):
-        value, alignment = align(cost.detach(), *args, ctx.needs_input_grad[1])
-        ctx.save_for_backward(alignment)
+        wanted = ctx.needs_input_grad[1]
+        now = wanted and has_room(cost)
+        value, alignment = align(cost.detach(), *args, now)
+        ctx.align = align
+        ctx.args = args
+        ctx.save_for_backward(alignment, cost if wanted and not now else None)
         return value
 
     @staticmethod
@@ -112,8 +122,12 @@ class _SoftDTW(torch.autograd.Function):
             raise RuntimeError(
                 "soft_dtw has no second derivative: differentiate it without create_graph=True"
             )
-        (alignment,) = ctx.saved_tensors
-        return None, grad[:, None, None] * alignment, None, None, None, None
+        alignment, cost = ctx.saved_tensors
+        if alignment is None:
+            gradient = ctx.align(cost, *ctx.args, True)[1].mul_(grad[:, None, None])
+        else:
+            gradient = grad[:, None, None] * alignment
+        return None, gradient, None, None, None, None
 
 
 def _checked(
@@ -133,12 +147,23 @@ def _checked(
     if cost.dtype not in (torch.float32, torch.float64):
         cost = cost.float()
     B, N, M = cost.shape
+    check_backend(name, backend)
+    if backend == "auto":
+        backend = cost.device.type if cost.device.type in _BACKENDS else "torch"
+    elif backend in ("cpu", "cuda") and cost.device.type != backend:
+        raise InputError(
+            f'{name}: backend "{backend}" got a cost on {cost.device}; use "auto" or "torch"'
+        )
+    if backend != "cuda":
+        x_lengths = x_lengths if x_lengths is None else x_lengths.cpu()
+        y_lengths = y_lengths if y_lengths is None else y_lengths.cpu()
     x_lengths = checked_lengths(f"{name}: x_lengths", x_lengths, B, N, cost)
     y_lengths = checked_lengths(f"{name}: y_lengths", y_lengths, B, M, cost)
     check_gamma(name, gamma)
     check_bandwidth(name, bandwidth)
     if bandwidth is not None:
         bandwidth = min(bandwidth, max(N, M))
+    if bandwidth is not None and x_lengths.device == y_lengths.device == torch.device("cpu"):
         lag = (x_lengths - y_lengths).abs()
         for b in (lag > bandwidth).nonzero().flatten().tolist()[:1]:
             raise InputError(
@@ -146,13 +171,6 @@ def _checked(
                 f" {x_lengths[b]} and {y_lengths[b]}; use a bandwidth of at least {lag.max()} for"
                 " this batch, or None"
             )
-    check_backend(name, backend)
-    if backend == "auto":
-        backend = "cpu" if cost.device.type == "cpu" else "torch"
-    elif backend == "cpu" and cost.device.type != "cpu":
-        raise InputError(
-            f'{name}: backend "cpu" got a cost on {cost.device}; use "auto" or "torch"'
-        )
     align = importlib.import_module(_BACKENDS[backend]).align
     return align, cost, x_lengths, y_lengths, gamma, bandwidth
 
@@ -160,7 +178,11 @@ def _checked(
 def checked_lengths(
     name: str, lengths: Tensor | None, batch: int, longest: int, tensor: Tensor
 ) -> Tensor:
-    """int64 lengths on the CPU, of the batch of the given tensor (named by its shape in errors)."""
+    """int64 lengths, of the batch of the given tensor (named by its shape in errors).
+
+    They are on the CPU, unless they and the tensor are on a GPU: then they stay there, and to
+    save waiting for the GPU, one that is out of range becomes 0, and what is made of it NaN.
+    """
     of = f"for a tensor of shape {tuple(tensor.shape)}"
     if lengths is None:
         lengths = torch.full((batch,), longest)
@@ -168,11 +190,21 @@ def checked_lengths(
         raise InputError(f"{name} must be ({batch},) {of}, got shape {tuple(lengths.shape)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise InputError(f"{name} must be integers, got {lengths.dtype}")
+    if lengths.is_cuda and tensor.is_cuda:
+        lengths = lengths.detach().to(torch.int64)
+        return lengths.masked_fill((lengths < 1) | (lengths > longest), 0)
     lengths = lengths.detach().to("cpu", torch.int64)
     for b in ((lengths < 1) | (lengths > longest)).nonzero().flatten().tolist()[:1]:
         range_ = f"in 1..{longest}" if longest else "at least 1"
         raise InputError(f"{name}[{b}] is {lengths[b]}, must be {range_} {of}")
     return lengths
+
+
+def on_device(lengths: Tensor, longest: int, device: torch.device) -> Tensor:
+    """Lengths as on a device, without waiting for it, nor copying those that are all the same."""
+    if lengths.device.type == "cpu" and device.type != "cpu" and bool((lengths == longest).all()):
+        return torch.full(lengths.shape, longest, device=device)
+    return lengths.to(device, non_blocking=True)
 
 
 def check_gamma(name: str, gamma: float) -> None:

@@ -12,6 +12,7 @@ from posinv.softdtw.functional import (
     check_bandwidth,
     check_gamma,
     checked_lengths,
+    on_device,
     soft_dtw,
 )
 
@@ -175,7 +176,7 @@ class ContrastiveIDM(nn.Module):
             weight * (self.margin - distance).clamp(min=0),
             distance / weight,
         )
-        lengths = lengths.to(x.device)
+        lengths = on_device(lengths, x.shape[1], x.device)
         valid = frame < lengths[:, None]  # B, N
         total = (term * (valid[:, :, None] & valid[:, None, :])).sum(dim=(1, 2))
         return total / lengths.square()
@@ -190,7 +191,7 @@ def _valid(
     lengths = checked_lengths(f"{name}: {lengths_name}", lengths, x.shape[0], x.shape[1], x)
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    valid = valid_mask(lengths.to(x.device), x.shape[1])
+    valid = valid_mask(on_device(lengths, x.shape[1], x.device), x.shape[1])
     return x.masked_fill(~valid[:, :, None], 0.0), lengths
 
 
@@ -200,7 +201,8 @@ def _mean(x: Tensor, lengths: Tensor) -> Tensor:
     No distance depends on where the features are centred, hence no gradient; but near the origin
     the expansion of the squared distance loses fewer digits.
     """
-    return x.detach().sum(dim=1, keepdim=True) / lengths.to(x)[:, None, None]
+    lengths = on_device(lengths, x.shape[1], x.device)
+    return x.detach().sum(dim=1, keepdim=True) / lengths[:, None, None]
 
 
 def _normalised(x: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ def test_idm_gradient_of_padding_is_zero():
         ),
         (
             lambda: SoftDTWLoss(backend="gpu"),
-            "SoftDTWLoss: backend must be one of auto, cpu, torch, reference, got 'gpu'",
+            "SoftDTWLoss: backend must be one of auto, cpu, cuda, torch, reference, got 'gpu'",
         ),
         (
             lambda: SoftDTWLoss(bandwidth=-2),

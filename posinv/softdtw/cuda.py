@@ -1,0 +1,212 @@
+"""Soft-DTW on NVIDIA GPUs: one launch for a batch's values, one more for its alignments.
+
+The kernels are CUDA C++ (``kernel.cu``) rather than Triton: neighbouring cells of an anti-diagonal
+are neighbouring lanes of a warp, and what they exchange are shuffles, which Triton hides. NVRTC
+compiles them on first use, which takes about a second; it and cuda-bindings come with PyTorch's
+own CUDA 13 packages.
+
+Nothing here waits for the GPU or depends on what the lengths are, and a CUDA graph can hold it.
+Lengths on the GPU are therefore checked by the kernels: where they don't fit the cost or the band,
+value and alignment are NaN.
+
+Two arrays like the cost hold the softmin weights of every cell; the first becomes the alignment.
+Without room for both (:mod:`posinv.softdtw.memory`), a first pass keeps the accumulated cost of
+every 32nd row alone. From these the weights are computed again, and the alignment from them, for as
+many rows at a time as there is room for.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from posinv.errors import InputError
+from posinv.softdtw.functional import on_device
+from posinv.softdtw.memory import free_bytes, has_room
+
+_STRIP = 32  # rows of a warp
+_SHARED = 2 * 64 * _STRIP  # values of a strip in shared memory
+_WORD = {torch.float32: torch.int32, torch.float64: torch.int64}
+_EMPTY = -1  # the word that marks a value as not yet written
+
+
+@cache
+def _kernels(capability: tuple[int, int], dtype: torch.dtype) -> dict:
+    """The kernels by name, for every device of that compute capability."""
+    try:
+        from cuda.bindings import driver
+
+        code = machine_code(capability, dtype)
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            'soft_dtw: backend "cuda" needs cuda-bindings and NVRTC, which come with PyTorch for'
+            f' CUDA 13: install cuda-bindings and nvidia-cuda-nvrtc, or use "torch" ({error})'
+        ) from error
+    library = _succeeded(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
+    return {
+        name: driver.CUfunction(int(_succeeded(driver.cuLibraryGetKernel(library, name.encode()))))
+        for name in ("forward", "backward")
+    }
+
+
+def machine_code(capability: tuple[int, int], dtype: torch.dtype) -> bytes:
+    """Compile kernel.cu for a compute capability, such as (9, 0), and a cost's type."""
+    from cuda.bindings import nvrtc
+
+    source = Path(__file__).with_name("kernel.cu").read_bytes()
+    options = [b"--gpu-architecture=sm_%d%d" % capability]
+    if dtype == torch.float64:
+        options.append(b"-DDOUBLE")
+    program = _succeeded(nvrtc.nvrtcCreateProgram(source, b"kernel.cu", 0, [], []))
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if status:
+        log = b" " * _succeeded(nvrtc.nvrtcGetProgramLogSize(program))
+        _succeeded(nvrtc.nvrtcGetProgramLog(program, log))
+        raise RuntimeError(f"{status!r}: {log.decode()}")
+    code = b" " * _succeeded(nvrtc.nvrtcGetCUBINSize(program))
+    _succeeded(nvrtc.nvrtcGetCUBIN(program, code))
+    _succeeded(nvrtc.nvrtcDestroyProgram(program))
+    return code
+
+
+def _succeeded(results: tuple):
+    """What a function of cuda.bindings returns, without the status that precedes it."""
+    status, *rest = results
+    if status:
+        raise RuntimeError(repr(status))
+    return rest[0] if rest else None
+
+
+def _launch(name: str, blocks: int, args: tuple) -> None:
+    """Start a kernel on the device of args[0], a tensor of the cost's type.
+
+    The arguments are tensors, integers, floats, and None for no tensor.
+    """
+    from cuda.bindings import driver
+
+    device = args[0].device
+    kernel = _kernels(torch.cuda.get_device_capability(device), args[0].dtype)[name]
+    shared = _SHARED * args[0].element_size()
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream().cuda_stream
+        _succeeded(
+            driver.cuLaunchKernel(
+                kernel, blocks, 1, 1, _STRIP, 1, 1, shared, stream, as_parameters(args), 0
+            )
+        )
+
+
+def as_parameters(args: tuple) -> tuple[tuple, tuple]:
+    """Values and C types of a kernel's arguments: pointers, 64-bit integers and doubles."""
+    types = {int: ctypes.c_longlong, float: ctypes.c_double}
+    return (
+        tuple(arg.data_ptr() if isinstance(arg, Tensor) else arg or 0 for arg in args),
+        tuple(types.get(type(arg), ctypes.c_void_p) for arg in args),
+    )
+
+
+def align(
+    cost: Tensor,
+    x_lengths: Tensor,
+    y_lengths: Tensor,
+    gamma: float,
+    bandwidth: int | None,
+    with_alignment: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Back end of :mod:`posinv.softdtw.functional`; lengths on the GPU need not be checked."""
+    if cost.numel() == 0:
+        return cost.new_empty(len(cost)), torch.empty_like(cost) if with_alignment else None
+    batch = _Batch(cost.contiguous(), x_lengths, y_lengths, gamma, bandwidth)
+    if not with_alignment:
+        batch.forward(batch.borders())
+        return batch.value, None
+    alignment = batch.alignment() if has_room(cost) else batch.alignment_in_slabs()
+    return batch.value, alignment
+
+
+class _Batch:
+    """A batch on its way through the kernels; its strip s has the rows from 32 s on."""
+
+    def __init__(
+        self,
+        cost: Tensor,
+        x_lengths: Tensor,
+        y_lengths: Tensor,
+        gamma: float,
+        bandwidth: int | None,
+    ) -> None:
+        B, N, M = cost.shape
+        self.cost = cost
+        self.gamma = float(gamma)
+        self.strips = -(-N // _STRIP)
+        self.value = cost.new_empty(B)
+        self.sizes = (
+            *(B, N, M),
+            *(on_device(x_lengths, N, cost.device), on_device(y_lengths, M, cost.device)),
+            max(N, M) if bandwidth is None else bandwidth,
+        )
+
+    def borders(self) -> tuple[Tensor, Tensor, int, int]:
+        """Room for the row above each strip, in two halves; its rows an utterance and a strip."""
+        B, _, M = self.cost.shape
+        halves = _mark_empty(self.cost.new_empty(2, B, self.strips, M))
+        return *halves, self.strips, 1
+
+    def forward(
+        self,
+        borders: tuple[Tensor, Tensor, int, int],
+        weights: tuple[Tensor | None, Tensor | None, int] = (None, None, 0),
+        first: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        """Fill the values, the borders and the weights (up, left, left's rows) of some strips."""
+        strips = (self.strips if stop is None else stop) - first
+        args = (self.cost, *self.sizes, self.gamma, _counter(self.cost), first)
+        args += (*borders, *weights, self.value)
+        _launch("forward", len(self.cost) * strips, args)
+
+    def backward(self, weights: tuple[Tensor, Tensor, int], first: int, stop: int) -> None:
+        """Replace the up weights of some strips by the alignment."""
+        args = (self.value, *self.sizes, _counter(self.cost), first, stop - first, *weights)
+        _launch("backward", len(self.cost) * (stop - first), args)
+
+    def alignment(self) -> Tensor:
+        """All strips at once. A border lies where its strip's first weights will."""
+        up, left = torch.empty_like(self.cost), torch.empty_like(self.cost)
+        _mark_empty(up[:, _STRIP::_STRIP])
+        _mark_empty(left[:, _STRIP::_STRIP])
+        rows = self.cost.shape[1]
+        self.forward((up, left, rows, _STRIP), (up, left, rows))
+        self.backward((up, left, rows), 0, self.strips)
+        return up
+
+    def alignment_in_slabs(self) -> Tensor:
+        """As many strips at a time as there is memory for their left weights, the last first."""
+        B, _, M = self.cost.shape
+        borders = self.borders()
+        self.forward(borders)
+        up = torch.empty_like(self.cost)
+        rows = free_bytes(up.device) // (B * M * up.element_size())
+        size = min(max((rows - 1) // _STRIP, 1), self.strips)
+        # The row after a slab's last is for what the slab below passes to it.
+        left = up.new_empty(B, size * _STRIP + 1, M)
+        weights = (up, left, left.shape[1])
+        for stop in range(self.strips, 0, -size):
+            first = max(0, stop - size)
+            rows = (stop - first) * _STRIP
+            left[:, rows] = left[:, 0]
+            _mark_empty(left[:, :rows:_STRIP])
+            self.forward(borders, weights, first, stop)
+            self.backward(weights, first, stop)
+        return up
+
+
+def _mark_empty(values: Tensor) -> Tensor:
+    values.view(_WORD[values.dtype]).fill_(_EMPTY)
+    return values
+
+
+def _counter(cost: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.int32, device=cost.device)

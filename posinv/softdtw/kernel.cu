@@ -1,0 +1,414 @@
+// Soft-DTW on NVIDIA GPUs: the kernels of cuda.py, which says how they are launched. Compiled for
+// float costs, or, with DOUBLE defined, for double ones.
+//
+// One block is one warp, and has one strip of 32 rows of one utterance's cost: lane l the row
+// top + l. At step t it is at column t - l, so that the warp walks along the anti-diagonals, and
+// what a cell needs of the row above, its neighbour had one step before: a shuffle. The last row
+// goes to the strip below through global memory, cell by cell, while both run. A strip is taken
+// from a counter, from above to below, so that the one it waits for is always running or done:
+// there is no deadlock, however few blocks fit on the GPU. backward is the same walk in reverse.
+//
+// Costs and weights pass through shared memory, 32 columns (a chunk) at a time: there a warp reads
+// along rows, as they lie in global memory, or along a diagonal, without bank conflicts.
+//
+// The accumulated cost is double, for the reason given in cpu.py; exponentials and logarithms are
+// of differences, and those are real.
+
+#ifdef DOUBLE
+typedef double real;
+typedef long long word;
+constexpr int RESIDENT = 8;  // blocks on a multiprocessor, which limits the registers of each
+#else
+typedef float real;
+typedef int word;
+constexpr int RESIDENT = 12;
+#endif
+typedef long long int64;
+
+constexpr int WARP = 32;
+constexpr int RING = 2 * WARP;  // columns in shared memory
+constexpr int GROUP = 8;        // steps between two looks at the neighbouring strip's row
+constexpr unsigned ALL = 0xffffffffu;
+constexpr double UNREACHABLE = 1e300;  // outside the band; finite, as inf - inf is not a number
+constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
+constexpr word EMPTY = -1;  // not written yet
+
+extern __shared__ real tiles[];
+
+// What passes between running blocks carries its own mark of having arrived, that it is not EMPTY,
+// and bypasses the first-level cache: no fence is needed.
+__device__ word peek(const real* address) {
+    return *reinterpret_cast<const volatile word*>(address);
+}
+
+__device__ void post(real* address, word bits) {
+    *reinterpret_cast<volatile word*>(address) = bits;
+}
+
+template <class To, class From>
+__device__ To same_bits(From from) {
+    union {
+        From from;
+        To to;
+    } both;
+    both.from = from;
+    return both.to;
+}
+
+__device__ word not_empty(word bits) { return bits == EMPTY ? EMPTY - 1 : bits; }
+
+// A double in two words, none of which is EMPTY: its last bit may change.
+struct Halves {
+    word first, second;
+
+    __device__ Halves(word first, word second) : first(first), second(second) {}
+
+#ifdef DOUBLE
+    __device__ explicit Halves(double value)
+        : first(not_empty(same_bits<word>(value))), second(0) {}
+
+    __device__ double joined() const { return same_bits<double>(first); }
+#else
+    __device__ explicit Halves(double value)
+        : first(not_empty(static_cast<word>(same_bits<int64>(value)))),
+          second(not_empty(static_cast<word>(same_bits<int64>(value) >> 32))) {}
+
+    __device__ double joined() const {
+        return same_bits<double>(static_cast<int64>(second) << 32 | static_cast<unsigned>(first));
+    }
+#endif
+};
+
+#ifdef DOUBLE
+__device__ real fast_exp2(real x) { return exp2(x); }
+__device__ real fast_log2(real x) { return log2(x); }
+__device__ real fast_inverse(real x) { return 1 / x; }
+#elif defined(__CUDA_ARCH__)  // one instruction each, with a relative error (log2: absolute) of 2^-22
+__device__ real fast_exp2(real x) {
+    asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
+__device__ real fast_log2(real x) {
+    asm("lg2.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
+__device__ real fast_inverse(real x) {
+    asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
+#else
+__device__ real fast_exp2(real x) { return exp2f(x); }
+__device__ real fast_log2(real x) { return log2f(x); }
+__device__ real fast_inverse(real x) { return 1 / x; }
+#endif
+
+struct Strip {
+    int lane, b, index, n, m, band, top, row;
+    int begin, size;  // of the lane's row inside the lengths and the band
+    bool fits;        // the lengths, in the cost and the band
+
+    // The next strip: of all utterances the first one (or the last, going down), then the second.
+    __device__ Strip(int* counter, int64 B, int64 N, int64 M, const int64* x_lengths,
+                     const int64* y_lengths, int64 bandwidth, int start, int direction) {
+        lane = threadIdx.x;
+        int ticket = 0;
+        if (lane == 0) ticket = atomicAdd(counter, 1);
+        ticket = __shfl_sync(ALL, ticket, 0);
+        b = ticket % static_cast<int>(B);
+        index = start + direction * (ticket / static_cast<int>(B));
+        int64 x = x_lengths[b], y = y_lengths[b];
+        fits = x >= 1 && x <= N && y >= 1 && y <= M && x - y <= bandwidth && y - x <= bandwidth;
+        n = static_cast<int>(x);
+        m = static_cast<int>(y);
+        band = static_cast<int>(bandwidth);
+        top = index * WARP;
+        row = top + lane;
+        begin = max(0, row - band);
+        size = row < n ? max(0, min(m, row + band + 1) - begin) : 0;
+    }
+
+    // Whether the lane's row has a column.
+    __device__ bool has(int j) const { return j >= begin && j - begin < size; }
+
+    __device__ bool inside(int i, int j) const {
+        return i < n && j >= 0 && j < m && i - j <= band && j - i <= band;
+    }
+
+    // The chunk with the first column of this strip, or of the row above it.
+    __device__ int first_chunk() const { return max(0, top - 1 - band) / WARP; }
+
+    __device__ int last_step() const {
+        int bottom = min(n, top + WARP) - 1;
+        return min(m - 1, bottom + band) + bottom - top;
+    }
+
+    // A lane's cell of a tile.
+    __device__ int cell(int j) const { return lane * RING + (j & (RING - 1)); }
+
+    // 32 rows of a chunk, this lane's column of it: of an array's rows from the strip's first on.
+    __device__ void load(real (&chunk)[WARP], const real* rows, int64 M, int c) const {
+        int j = c * WARP + lane;
+#pragma unroll
+        for (int r = 0; r < WARP; r++) chunk[r] = inside(top + r, j) ? rows[r * M + j] : real(0);
+    }
+
+    __device__ void put(const real (&chunk)[WARP], real* tile, int c) const {
+        int slot = (c * WARP + lane) & (RING - 1);
+#pragma unroll
+        for (int r = 0; r < WARP; r++) tile[r * RING + slot] = chunk[r];
+    }
+
+    __device__ void flush(const real* tile, real* rows, int64 M, int c) const {
+        int j = c * WARP + lane, slot = j & (RING - 1);
+        for (int r = 0; r < WARP; r++)
+            if (inside(top + r, j)) rows[r * M + j] = tile[r * RING + slot];
+    }
+};
+
+// One cell's accumulated cost, and softmin weights of (i-1, j) and (i, j-1).
+struct Soft {
+    real scale;
+    double unscale;
+
+    __device__ explicit Soft(double gamma)
+        : scale(static_cast<real>(fmin(LOG2_E / gamma, 1e30))), unscale(gamma * LN_2) {}
+
+    __device__ double operator()(double cost, double diagonal, double above, double left,
+                                 real& above_weight, real& left_weight) const {
+        double low = diagonal < left ? diagonal : left;  // above is the last to be known
+        low = above < low ? above : low;
+        const real e_diagonal = fast_exp2(static_cast<real>(low - diagonal) * scale);
+        const real e_above = fast_exp2(static_cast<real>(low - above) * scale);
+        const real e_left = fast_exp2(static_cast<real>(low - left) * scale);
+        const real sum = e_diagonal + e_left + e_above;
+        const real share = fast_inverse(sum);
+        above_weight = e_above * share;
+        left_weight = e_left * share;
+        return cost + low - unscale * fast_log2(sum);
+    }
+};
+
+// The same for gamma = 0; of equal ones, the diagonal is taken, then the one above.
+struct Hard {
+    __device__ explicit Hard(double) {}
+
+    __device__ double operator()(double cost, double diagonal, double above, double left,
+                                 real& above_weight, real& left_weight) const {
+        double low = diagonal <= above ? diagonal : above;
+        above_weight = above < diagonal && above <= left;
+        left_weight = left < low;
+        low = low <= left ? low : left;
+        return cost + low + 0 * (diagonal + above + left);  // a minimum may pass over a NaN
+    }
+};
+
+template <class Step>
+__device__ void walk_down(const Strip& strip, const Step& step, const real* cost_rows, int64 M,
+                          real* first, real* second, int64 to_next_border, real* up_rows,
+                          real* left_rows, real* value) {
+    const int lane = strip.lane, top = strip.top;
+    real* tile = tiles;
+    real* left_tile = tiles + WARP * RING;
+    const bool passes_on = lane == WARP - 1 && strip.row + 1 < strip.n;
+
+    const int start = strip.first_chunk() * WARP, last = strip.last_step();
+    real chunk[WARP];
+    strip.load(chunk, cost_rows, M, start / WARP);
+    int border_column = start + lane % GROUP;
+    bool from_above = top > 0 && strip.inside(top - 1, border_column);
+    word first_bits = from_above ? peek(first + border_column) : EMPTY;
+    word second_bits = from_above ? peek(second + border_column) : EMPTY;
+    double row_end = 0;
+    double left = UNREACHABLE;
+    double above = strip.row == 0 ? 0.0 : UNREACHABLE;  // before (0, 0) lies the empty path
+
+    for (int t0 = start; t0 <= last; t0 += GROUP) {
+        if (t0 % WARP == 0) {
+            const int c = t0 / WARP;
+            __syncwarp();
+            if (up_rows) {
+                strip.flush(tile, up_rows, M, c - 2);
+                strip.flush(left_tile, left_rows, M, c - 2);
+            }
+            strip.put(chunk, tile, c);
+            strip.load(chunk, cost_rows, M, c + 1);
+            __syncwarp();
+        }
+
+        while (!__all_sync(ALL, !from_above || (first_bits != EMPTY && second_bits != EMPTY))) {
+            if (from_above) {
+                first_bits = peek(first + border_column);
+                second_bits = peek(second + border_column);
+            }
+        }
+        const double edge = from_above ? Halves(first_bits, second_bits).joined() : UNREACHABLE;
+        border_column += GROUP;
+        from_above = top > 0 && strip.inside(top - 1, border_column);
+        first_bits = from_above ? peek(first + border_column) : EMPTY;
+        second_bits = from_above ? peek(second + border_column) : EMPTY;
+
+        double costs[GROUP];
+#pragma unroll
+        for (int q = 0; q < GROUP; q++) {
+            const real cost = tile[strip.cell(t0 + q - lane)];
+            costs[q] = cost - cost == 0 ? cost : nan("");
+        }
+        __syncwarp();  // keeps the compiler from loading them only when a step waits for them
+#pragma unroll
+        for (int q = 0; q < GROUP; q++) {
+            const int j = t0 + q - lane;
+            const double diagonal = above;
+            above = __shfl_up_sync(ALL, left, 1);
+            const double edge_here = __shfl_sync(ALL, edge, q);
+            if (lane == 0) above = edge_here;
+            real above_weight, left_weight;
+            const double total = step(costs[q], diagonal, above, left, above_weight, left_weight);
+            tile[strip.cell(j)] = above_weight;
+            left_tile[strip.cell(j)] = -left_weight;
+            const bool here = strip.has(j);
+            left = here ? total : UNREACHABLE;
+            const Halves halves(total);
+            if (here && passes_on) {
+                post(first + to_next_border + j, halves.first);
+                post(second + to_next_border + j, halves.second);
+            }
+            if (j == strip.m - 1) row_end = total;
+        }
+    }
+    if (strip.row == strip.n - 1) *value = static_cast<real>(row_end);
+    __syncwarp();
+    for (int c = last / WARP - 1; up_rows && c <= last / WARP; c++) {
+        strip.flush(tile, up_rows, M, c);
+        strip.flush(left_tile, left_rows, M, c);
+    }
+}
+
+// Accumulated cost of the utterances' last cells and, unless up is null, the softmin weights of
+// (i-1, j) and (i, j-1), the latter negative (see backward); the three sum to one.
+//
+// What strip s needs of the row above it lies in the rows b * border_rows + s * border_step of
+// first and second, a half in each; they are EMPTY at first.
+extern "C" __global__ void __launch_bounds__(WARP, RESIDENT)
+    forward(const real* __restrict__ cost, int64 B, int64 N, int64 M, const int64* x_lengths,
+            const int64* y_lengths, int64 bandwidth, double gamma, int* counter,
+            int64 first_strip, real* first, real* second, int64 border_rows, int64 border_step,
+            real* up, real* left, int64 left_rows, real* value) {
+    const Strip strip(counter, B, N, M, x_lengths, y_lengths, bandwidth,
+                      static_cast<int>(first_strip), 1);
+    value += strip.b;
+    if (!strip.fits && strip.index == 0 && strip.lane == 0) *value = static_cast<real>(nan(""));
+    if (!strip.fits || strip.top >= strip.n) return;
+
+    const int64 cell = (strip.b * N + strip.top) * M;
+    const int64 border = (strip.b * border_rows + strip.index * border_step) * M;
+    if (up) {
+        up += cell;
+        left += (strip.b * left_rows + strip.top - first_strip * WARP) * M;
+    }
+    if (gamma > 0)
+        walk_down(strip, Soft(gamma), cost + cell, M, first + border, second + border,
+                  border_step * M, up, left, value);
+    else
+        walk_down(strip, Hard(gamma), cost + cell, M, first + border, second + border,
+                  border_step * M, up, left, value);
+}
+
+// Replaces the weights in up by the alignment, of all rows and columns.
+//
+// What a strip passes to the last cells of the one above it, it writes over its first row of left,
+// which it has read by then. A weight there is negative, as is EMPTY; what is passed is not.
+extern "C" __global__ void __launch_bounds__(WARP, RESIDENT)
+    backward(const real* value, int64 B, int64 N, int64 M, const int64* x_lengths,
+             const int64* y_lengths, int64 bandwidth, int* counter, int64 first_strip,
+             int64 strips, real* up, real* left, int64 left_rows) {
+    const Strip strip(counter, B, N, M, x_lengths, y_lengths, bandwidth,
+                      static_cast<int>(first_strip + strips - 1), -1);
+    const int lane = strip.lane, top = strip.top, row = strip.row;
+    real* up_rows = up + (strip.b * N + top) * M;
+    real* left_rows_here = left + (strip.b * left_rows + top - first_strip * WARP) * M;
+
+    const bool spoilt = value[strip.b] != value[strip.b];
+    for (int r = 0; r < WARP && top + r < N; r++) {
+        const int i = top + r;
+        const bool valid = strip.fits && i < strip.n;
+        const int begin = valid ? max(0, i - strip.band) : static_cast<int>(M);
+        const int end = valid ? min(strip.m, i + strip.band + 1) : static_cast<int>(M);
+        const real outside = strip.fits ? real(0) : static_cast<real>(nan(""));
+        for (int j = lane; j < begin; j += WARP) up_rows[r * M + j] = outside;
+        for (int j = end + lane; j < M; j += WARP) up_rows[r * M + j] = outside;
+        if (spoilt)
+            for (int j = begin + lane; j < end; j += WARP)
+                up_rows[r * M + j] = static_cast<real>(nan(""));
+    }
+    if (spoilt || !strip.fits || top >= strip.n) return;
+
+    real* tile = tiles;
+    real* left_tile = tiles + WARP * RING;
+    const int start = strip.first_chunk() * WARP, last = strip.last_step() / WARP;
+    real up_chunk[WARP], left_chunk[WARP];
+    strip.load(up_chunk, up_rows, M, last);
+    strip.load(left_chunk, left_rows_here, M, last);
+    strip.put(up_chunk, tile, last);
+    strip.put(left_chunk, left_tile, last);
+    strip.load(up_chunk, up_rows, M, last - 1);
+    strip.load(left_chunk, left_rows_here, M, last - 1);
+    const real* passed = left_rows_here + WARP * M;
+    const bool more_below = top + WARP < strip.n;
+    const bool passes_on = lane == 0 && top > 0;
+    const int above_begin = max(0, top - 1 - strip.band);
+    const int above_size = min(strip.m, top + strip.band) - above_begin;
+    int border_column = (last + 1) * WARP - GROUP - (WARP - 1) + lane % GROUP;
+    bool from_below = more_below && strip.inside(top + WARP - 1, border_column);
+    word bits = from_below ? peek(passed + border_column) : EMPTY;
+    real to_above = 0;  // what this lane's row passes to the cell above it
+    real to_left = 0;
+    real to_diagonal = 0;
+
+    for (int t0 = (last + 1) * WARP - GROUP; t0 >= start; t0 -= GROUP) {
+        if (t0 % WARP == WARP - GROUP) {
+            const int c = t0 / WARP;
+            __syncwarp();
+            strip.flush(tile, up_rows, M, c + 1);
+            strip.put(up_chunk, tile, c - 1);
+            strip.put(left_chunk, left_tile, c - 1);
+            strip.load(up_chunk, up_rows, M, c - 2);
+            strip.load(left_chunk, left_rows_here, M, c - 2);
+            __syncwarp();
+        }
+
+        while (!__all_sync(ALL, !from_below || bits >= 0))
+            if (from_below) bits = peek(passed + border_column);
+        const real edge = from_below ? same_bits<real>(bits) : real(0);
+        border_column -= GROUP;
+        from_below = more_below && strip.inside(top + WARP - 1, border_column);
+        bits = from_below ? peek(passed + border_column) : EMPTY;
+
+        real up_weights[GROUP], left_weights[GROUP];
+#pragma unroll
+        for (int q = 0; q < GROUP; q++) {
+            up_weights[q] = tile[strip.cell(t0 + q - lane)];
+            left_weights[q] = -left_tile[strip.cell(t0 + q - lane)];
+        }
+        __syncwarp();  // as in walk_down
+#pragma unroll
+        for (int q = GROUP - 1; q >= 0; q--) {
+            const int j = t0 + q - lane;
+            real below = __shfl_down_sync(ALL, to_above, 1);
+            const real edge_here = __shfl_sync(ALL, edge, q);
+            if (lane == WARP - 1) below = edge_here;
+            real here = below + to_left;
+            if (row == strip.n - 1 && j == strip.m - 1) here = 1;
+            if (!strip.has(j)) here = 0;
+            tile[strip.cell(j)] = here;
+            const real straight_up = here * up_weights[q];
+            to_above = straight_up + to_diagonal;  // the latter from (i, j+1)
+            to_left = here * left_weights[q];
+            const real rest = here - straight_up - to_left;
+            to_diagonal = rest > 0 ? rest : real(0);
+            if (passes_on && j >= above_begin && j - above_begin < above_size)
+                post(left_rows_here + j, same_bits<word>(to_above));
+        }
+    }
+    __syncwarp();
+    strip.flush(tile, up_rows, M, start / WARP);
+}

@@ -1,0 +1,25 @@
+"""Memory of a GPU, which alignments are large enough to exhaust."""
+
+import torch
+from torch import Tensor
+
+_SLACK = 2**25  # bytes for small tensors, and for the allocator, which rounds up
+
+
+def has_room(cost: Tensor) -> bool:
+    """Whether there is memory for two more arrays like the cost.
+
+    Taken to be so on a CPU, and while a CUDA graph is captured, when a GPU can't be asked.
+    """
+    if not cost.is_cuda:
+        return True
+    with torch.cuda.device(cost.device):
+        if torch.cuda.is_current_stream_capturing():
+            return True
+    return 2 * cost.numel() * cost.element_size() <= free_bytes(cost.device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on a GPU, those that PyTorch keeps for reuse included."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept - _SLACK

@@ -1,0 +1,109 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from posinv.softdtw import soft_alignment, soft_dtw
+
+
+def random_cost(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+
+def value_and_alignment(cost, *args, backend="cpu"):
+    cost = cost.detach().requires_grad_()
+    value = soft_dtw(cost, *args, backend=backend)
+    (alignment,) = torch.autograd.grad(value.sum(), cost)
+    return value.detach(), alignment
+
+
+@pytest.mark.parametrize("gamma", [1e-40, 0.01, 1.0])
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e5, 1e7, 1e9])
+def test_any_ratio_of_float32_costs_to_gamma(gamma, scale):
+    # Many ties, and both sides of the limit beyond which float32 costs are computed in float64.
+    cost = (4 * random_cost(2, 30, 23) - 1).round()
+    lengths = torch.tensor([30, 16]), torch.tensor([20, 23])
+    value, alignment = value_and_alignment((scale * cost).float(), *lengths, gamma)
+    expected_value = soft_dtw(scale * cost, *lengths, gamma, backend="reference")
+    torch.testing.assert_close(value.double(), expected_value, rtol=1e-6, atol=1e-6)
+    # At 1e-4 of the costs' unit only the best paths are left, which the reference can still count;
+    # at less, its sums of costs lose gamma's digits.
+    _, expected_alignment = value_and_alignment(
+        cost, *lengths, max(gamma / scale, 1e-4), backend="reference"
+    )
+    torch.testing.assert_close(alignment.double(), expected_alignment, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bandwidth", [None, 180])
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 10.0])
+def test_diagonals_of_several_blocks(dtype, bandwidth, gamma):
+    cost = random_cost(1, 600, 690).to(dtype)
+    value, alignment = value_and_alignment(cost, None, None, gamma, bandwidth)
+    args = (None, None, gamma, bandwidth)
+    expected_value, expected_alignment = value_and_alignment(cost.double(), *args, backend="torch")
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(value.double(), expected_value, rtol=tolerance / 10, atol=0)
+    torch.testing.assert_close(alignment.double(), expected_alignment, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "bandwidth"), [(1, 1, None), (1, 7, None), (7, 1, 6), (6, 6, 0)]
+)
+def test_a_single_path_keeps_its_digits_at_a_large_gamma(n, m, bandwidth):
+    cost = (1e-6 * random_cost(1, n, m)).float()
+    path = torch.eye(n) if n == m else torch.ones(n, m)
+    value = soft_dtw(cost, gamma=10.0, bandwidth=bandwidth)
+    torch.testing.assert_close(value[0], (cost[0] * path).sum(), rtol=1e-6, atol=0)
+    assert torch.equal(soft_alignment(cost, gamma=10.0, bandwidth=bandwidth)[0], path)
+
+
+def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
+    cost = random_cost(5, 700, 650).float()
+    cost[3] = torch.nan
+    cost[4] *= 1e9
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(value_and_alignment(cost, None, None, 0.01))
+    finally:
+        torch.set_num_threads(before)
+    for value, alignment in results:
+        for b in range(5):
+            one_value, one_alignment = value_and_alignment(cost[b : b + 1], None, None, 0.01)
+            torch.testing.assert_close(value[b], one_value[0], rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(
+                alignment[b], one_alignment[0], rtol=0, atol=0, equal_nan=True
+            )
+
+
+def test_a_second_process_does_not_compile():
+    code = (
+        "import torch\n"
+        "from posinv.softdtw import soft_alignment, soft_dtw\n"
+        "for cost in (torch.ones(2, 3, 4), torch.ones(2, 3, 4).double()):\n"
+        "    soft_dtw(cost), soft_alignment(cost), soft_alignment(cost, gamma=0, bandwidth=2)\n"
+    )
+
+    def messages():
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={
+                **os.environ,
+                "NUMBA_DEBUG_CACHE": "1",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
+        )
+        return done.stdout
+
+    messages()
+    again = messages()
+    assert "data loaded" in again and "saved" not in again

@@ -1,0 +1,476 @@
+"""The CUDA back end: its kernels emulated on the CPU, and on a GPU where there is one."""
+
+import ctypes
+import itertools
+import math
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from posinv.errors import InputError
+from posinv.softdtw import (
+    ContrastiveIDM,
+    SoftDTWLoss,
+    cpu,
+    cuda,
+    reference,
+    soft_alignment,
+    soft_dtw,
+)
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def random_cost(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+class Emulator:
+    """Stands in for cuda._launch: emulator.cpp, compiled for each type of cost."""
+
+    def __init__(self, folder: Path) -> None:
+        source = Path(__file__).with_name("emulator.cpp")
+        self.libraries = {}
+        for dtype, flags in zip(DTYPES, ([], ["-DDOUBLE"]), strict=True):
+            library = folder / f"{dtype}.so"
+            command = ["g++", "-std=c++17", "-O2", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+            command += ["-shared", "-fPIC", *flags, "-I", str(Path(cuda.__file__).parent)]
+            subprocess.run([*command, "-o", str(library), str(source)], check=True)
+            self.libraries[dtype] = ctypes.CDLL(str(library))
+            self.libraries[dtype].launch.restype = ctypes.c_char_p
+        self.random = random.Random(0)
+        self.launches = []
+
+    def __call__(self, name, blocks, args):
+        self.launches.append(name)
+        resident, seed = self.random.randint(1, 5), self.random.getrandbits(32)
+        values, types = cuda.as_parameters(args)
+        boxes = [c_type(value) for c_type, value in zip(types, values, strict=True)]
+        pointers = (ctypes.c_void_p * len(boxes))(*map(ctypes.addressof, boxes))
+        launch = self.libraries[args[0].dtype].launch
+        failure = launch(name.encode(), blocks, resident, seed, pointers)
+        assert failure is None, f"{failure} ({resident} resident, seed {seed})"
+
+
+@pytest.fixture(scope="module")
+def compiled_emulator(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler (g++)")
+    return Emulator(tmp_path_factory.mktemp("emulator"))
+
+
+@pytest.fixture
+def emulator(compiled_emulator, monkeypatch):
+    monkeypatch.setattr(cuda, "_launch", compiled_emulator)
+    return compiled_emulator
+
+
+@pytest.fixture
+def device():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda")
+
+
+@pytest.fixture(params=["emulated", "device"])
+def align(request):
+    """Values and alignments on the CPU, as computed by the CUDA back end."""
+    where = "cpu"
+    if request.param == "emulated":
+        request.getfixturevalue("emulator")
+    else:
+        where = request.getfixturevalue("device")
+
+    def align(cost, x_lengths=None, y_lengths=None, gamma=1.0, bandwidth=None):
+        B, N, M = cost.shape
+        x_lengths = torch.full((B,), N) if x_lengths is None else x_lengths
+        y_lengths = torch.full((B,), M) if y_lengths is None else y_lengths
+        args = (cost.to(where), x_lengths, y_lengths, gamma, bandwidth)
+        value, alignment = cuda.align(*args, True)
+        assert torch.equal(cuda.align(*args, False)[0].nan_to_num(), value.nan_to_num())
+        return value.cpu(), alignment.cpu()
+
+    return align
+
+
+def full(cost):
+    B, N, M = cost.shape
+    return torch.full((B,), N), torch.full((B,), M)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-11)])
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.3, 10.0])
+@pytest.mark.parametrize("bandwidth", [None, 3, 17, 33])
+def test_equals_the_reference(align, dtype, tolerance, gamma, bandwidth):
+    cost = random_cost(6, 97, 70, dtype=dtype)
+    x_lengths = torch.tensor([97, 64, 1, 33, 32, 70])
+    y_lengths = torch.tensor([70, 65, 2, 31, 1, 70])
+    if bandwidth is not None:
+        x_lengths = torch.minimum(x_lengths, y_lengths + bandwidth)
+        y_lengths = torch.minimum(y_lengths, x_lengths + bandwidth)
+    args = (x_lengths, y_lengths, gamma, bandwidth)
+    value, alignment = align(cost, *args)
+    expected_value, expected_alignment = reference.align(cost.double(), *args, True)
+    assert value.dtype == alignment.dtype == dtype
+    torch.testing.assert_close(value.double(), expected_value, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(alignment.double(), expected_alignment, rtol=0, atol=tolerance)
+    row, column = torch.arange(97)[:, None], torch.arange(70)
+    outside = (row >= x_lengths[:, None, None]) | (column >= y_lengths[:, None, None])
+    if bandwidth is not None:
+        outside |= (row - column).abs() > bandwidth
+    assert (alignment[outside] == 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 64, 65])
+@pytest.mark.parametrize("m", [1, 31, 32, 33, 65])
+def test_every_remainder_of_strips_and_chunks(align, n, m):
+    cost = random_cost(1, n, m)
+    for bandwidth in (None, abs(n - m), abs(n - m) + 30):
+        value, alignment = align(cost, gamma=0.1, bandwidth=bandwidth)
+        expected = reference.align(cost, *full(cost), 0.1, bandwidth, True)
+        torch.testing.assert_close(value, expected[0], rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(alignment, expected[1], rtol=0, atol=1e-11)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the examples share the emulator
+)
+@given(
+    n=st.integers(1, 140),
+    m=st.integers(1, 140),
+    extra=st.none() | st.integers(0, 70),
+    gamma=st.sampled_from([0.0, 0.01, 0.1, 1.0]),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    slab=st.none() | st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_band_and_order_of_execution(emulator, n, m, extra, gamma, scale, slab, seed):
+    emulator.random.seed(seed)
+    cost = random_cost(2, n + 2, m + 1, seed=seed) * scale
+    bandwidth = None if extra is None else abs(n - m) + extra
+    args = (cost, torch.tensor([n, n]), torch.tensor([m, m]), gamma, bandwidth, True)
+    expected_value, expected_alignment = cpu.align(*args)
+    with pytest.MonkeyPatch.context() as patch:
+        if slab is not None:
+            short_of_memory(patch, cost, slab)
+        value, alignment = cuda.align(*args)
+    torch.testing.assert_close(value, expected_value, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(alignment, expected_alignment, rtol=0, atol=1e-8)
+
+
+def short_of_memory(patch, cost, strips):
+    """Leave memory for the weights of that many strips."""
+    row = cost[:, 0].numel() * cost.element_size()
+    patch.setattr(cuda, "has_room", lambda cost: False)
+    patch.setattr(cuda, "free_bytes", lambda device: (32 * strips + 1) * row)
+
+
+@pytest.mark.parametrize("strips", [0, 1, 2, 3, 100])
+def test_little_memory_gives_the_same(align, monkeypatch, strips):
+    cost = random_cost(3, 150, 120, dtype=torch.float32)
+    args = (cost, torch.tensor([150, 33, 97]), torch.tensor([120, 40, 64]), 0.1, 80)
+    value, alignment = align(*args)
+    short_of_memory(monkeypatch, cost, strips)
+    later_value, later_alignment = align(*args)
+    assert torch.equal(later_value, value)
+    assert torch.equal(later_alignment, alignment)
+
+
+def test_one_launch_each_way(emulator):
+    cost = random_cost(3, 90, 40)
+    for with_alignment, expected in ((False, ["forward"]), (True, ["forward", "backward"])):
+        emulator.launches.clear()
+        cuda.align(cost, *full(cost), 0.1, None, with_alignment)
+        assert emulator.launches == expected
+
+
+@pytest.mark.parametrize("with_alignment", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_halves_of_a_border_start_unwritten(emulator, monkeypatch, with_alignment, dtype):
+    # The emulator shows stores in their order, a GPU may not: each half needs its mark.
+    unwritten = []
+
+    def launch(name, blocks, args):
+        if name == "forward":
+            *borders, rows, step = args[-8:-4]
+            for border in borders:
+                words = border.view(3, rows, 40)[:, step::step].contiguous()
+                unwritten.append((words.view(torch.uint8) == 255).all().item())
+        emulator(name, blocks, args)
+
+    monkeypatch.setattr(cuda, "_launch", launch)
+    cost = random_cost(3, 90, 40, dtype=dtype)
+    cuda.align(cost, *full(cost), 0.1, None, with_alignment)
+    assert unwritten == [True, True]
+
+
+def test_gamma_zero_breaks_ties_by_diagonal_then_up_then_left(align):
+    assert torch.equal(align(torch.zeros(1, 70, 70), gamma=0)[1][0], torch.eye(70))
+    wide = align(torch.zeros(1, 2, 4), gamma=0)[1]
+    assert wide[0].tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
+    chosen = align(torch.tensor([[[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]]), gamma=0)[1]
+    assert chosen[0].tolist() == [[1, 0], [0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_costs_do_not_overflow(align, scale, dtype):
+    cost = (random_cost(2, 70, 50) * scale).to(dtype)
+    for gamma in (0.0, 1e-300, 0.01, 1.0, 1e30):
+        value, alignment = align(cost, gamma=gamma)
+        assert value.isfinite().all() and alignment.isfinite().all()
+        assert (alignment.sum(1) > 1 - 1e-5).all()
+
+
+def test_batch_equals_one_by_one_whatever_the_padding_holds(align):
+    cost = random_cost(4, 80, 75, dtype=torch.float32)
+    x_lengths, y_lengths = torch.tensor([80, 36, 1, 64]), torch.tensor([39, 75, 75, 32])
+    row, column = torch.arange(80)[:, None], torch.arange(75)
+    padding = (row >= x_lengths[:, None, None]) | (column >= y_lengths[:, None, None])
+    value, alignment = align(cost.masked_fill(padding, torch.nan), x_lengths, y_lengths, 0.1)
+    assert (alignment[padding] == 0).all()
+    for b, (n, m) in enumerate(zip(x_lengths, y_lengths, strict=True)):
+        one, one_alignment = align(cost[b : b + 1, :n, :m], gamma=0.1)
+        assert value[b] == one[0]
+        assert torch.equal(alignment[b, :n, :m], one_alignment[0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+@pytest.mark.parametrize("cell", [(0, 0), (2, 44), (69, 69)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_not_finite_costs_spoil_their_own_utterance_only(align, bad, gamma, cell, dtype):
+    cost = random_cost(3, 72, 77, dtype=dtype)
+    cost[1, *cell] = bad
+    lengths = torch.tensor([72, 70, 72]), torch.tensor([77, 70, 77])
+    value, alignment = align(cost, *lengths, gamma)
+    assert value.isnan().tolist() == [False, True, False]
+    assert alignment[[0, 2]].isfinite().all()
+    assert alignment[1, :70, :70].isnan().all()
+    assert (alignment[1, 70:] == 0).all() and (alignment[1, :, 70:] == 0).all()
+    if cell == (2, 44):
+        banded, alignment = align(cost, *lengths, gamma, 41)
+        assert banded.isfinite().all() and alignment.isfinite().all()
+
+
+def test_nan_of_any_bits_arrives(align):
+    for dtype, word in zip(DTYPES, (torch.int32, torch.int64), strict=True):
+        for bits in (-1, torch.iinfo(word).max):
+            cost = random_cost(1, 70, 40, dtype=dtype)
+            cost.view(word)[0, 3, 2] = bits
+            assert align(cost)[0].isnan().all()
+
+
+def test_lengths_that_do_not_fit_give_nan(align):
+    cost = random_cost(6, 70, 50, dtype=torch.float32)
+    x_lengths = torch.tensor([70, 0, 71, 70, -3, 70])
+    y_lengths = torch.tensor([50, 50, 50, 51, 50, 29])
+    value, alignment = align(cost, x_lengths, y_lengths, 0.1, 40)
+    assert value.isnan().tolist() == [False, True, True, True, True, True]
+    assert alignment.flatten(1).isnan().all(1).tolist() == value.isnan().tolist()
+    assert alignment[0].isfinite().all()
+
+
+def test_long_sums_are_accurate_in_float32(emulator):
+    n, m = 500, 450
+    position = torch.arange(n)[:, None] * (m / n) - torch.arange(m)
+    valley = 1 - torch.exp(-((position / 30) ** 2))
+    for gamma, scale in itertools.product((0.01, 10.0), (0.05, 4.0)):
+        cost = (scale * (0.5 * valley + random_cost(n, m))[None]).float()
+        check_accuracy(cost, 1e-6, 1e-5, gamma, lambda *args: cuda.align(*args, None, True))
+
+
+def check_accuracy(cost, value_tolerance, alignment_tolerance, gamma, align):
+    value, alignment = align(cost, *full(cost), gamma)
+    expected_value, expected = cpu.align(cost.cpu().double(), *full(cost), gamma, None, True)
+    torch.testing.assert_close(value.cpu().double(), expected_value, rtol=value_tolerance, atol=0)
+    assert (alignment.cpu() - expected).abs().max() < alignment_tolerance
+    assert alignment.min() >= 0
+    # Every path visits every row and every column.
+    assert alignment.sum(1).min() > 0.9999 and alignment.sum(2).min() > 0.9999
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_kernels_compile(dtype, capability):
+    pathfinder = pytest.importorskip("cuda.pathfinder", reason="no cuda-bindings")
+    try:
+        code = cuda.machine_code(capability, dtype)
+    except pathfinder.DynamicLibNotFoundError:
+        pytest.skip("no NVRTC (nvidia-cuda-nvrtc)")
+    assert code[:4] == b"\x7fELF" and b"forward" in code and b"backward" in code
+
+
+def test_without_cuda_bindings_the_error_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(InputError) as error:
+        cuda._kernels.__wrapped__((9, 0), torch.float32)
+    assert str(error.value).startswith('soft_dtw: backend "cuda" needs cuda-bindings and NVRTC')
+    assert "\n" not in str(error.value)
+
+
+def value_and_gradient(cost, *args, **kwargs):
+    cost = cost.detach().clone().requires_grad_()
+    value = soft_dtw(cost, *args, **kwargs)
+    (gradient,) = torch.autograd.grad(value.sum(), cost)
+    return value.detach(), gradient
+
+
+def test_auto_runs_where_the_cost_is(device):
+    cost = random_cost(3, 130, 120, dtype=torch.float32)
+    lengths = torch.tensor([130, 20, 1]), torch.tensor([20, 7, 120])
+    value, gradient = value_and_gradient(cost.to(device), *lengths, 0.1)
+    assert value.is_cuda and gradient.is_cuda
+    explicit = value_and_gradient(cost.to(device), *lengths, 0.1, backend="cuda")
+    assert torch.equal(value, explicit[0]) and torch.equal(gradient, explicit[1])
+    expected_value, expected_gradient = value_and_gradient(cost, *lengths, 0.1)
+    torch.testing.assert_close(value.cpu(), expected_value, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient.cpu(), expected_gradient, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(device, dtype):
+    cost = random_cost(2, 80, 90).to(device, dtype)
+    value, gradient = value_and_gradient(cost, gamma=0.5)
+    expected_value, expected_gradient = value_and_gradient(cost.float(), gamma=0.5)
+    assert value.dtype == torch.float32 and gradient.dtype == dtype
+    assert torch.equal(value, expected_value)
+    assert torch.equal(gradient, expected_gradient.to(dtype))
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.1, 10.0])
+@pytest.mark.parametrize("scale", [0.05, 4.0])
+def test_4000_frames_in_float32_are_accurate(device, gamma, scale):
+    n, m = 4000, 3900
+    position = torch.arange(n)[:, None] * (m / n) - torch.arange(m)
+    valley = 1 - torch.exp(-((position / 30) ** 2))
+    cost = (scale * (0.5 * valley + random_cost(n, m))[None]).float().to(device)
+    check_accuracy(cost, 1e-6, 1e-4, gamma, lambda *args: cuda.align(*args, None, True))
+
+
+@pytest.mark.parametrize("bandwidth", [None, 500])
+def test_8192_frames(device, bandwidth):
+    cost = torch.rand(2, 8192, 8192, device=device)
+    lengths = torch.tensor([8192, 8000]), torch.tensor([8192, 8100])
+    value, gradient = value_and_gradient(cost, *lengths, 0.1, bandwidth)
+    expected = cpu.align(cost.cpu(), *lengths, 0.1, bandwidth, False)[0]
+    torch.testing.assert_close(value.cpu(), expected, rtol=1e-6, atol=0)
+    for rows, total in ((8192, gradient[0].sum(1)), (8000, gradient[1].sum(1)[:8100])):
+        assert total.min() > 0.9999 and total.max() < rows
+    assert (gradient[1, 8000:] == 0).all() and (gradient[1, :, 8100:] == 0).all()
+
+
+def test_runs_are_bitwise_repeatable(device):
+    cost = torch.rand(16, 700, 650, device=device)
+    first = value_and_gradient(cost, gamma=0.05)
+    for _ in range(20):
+        again = value_and_gradient(cost, gamma=0.05)
+        assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
+
+
+def test_more_strips_than_fit_on_the_gpu(device):
+    cost = torch.rand(400, 700, 90, device=device)
+    value, alignment = cuda.align(cost, *full(cost), 0.1, None, True)
+    for b in (0, 399):
+        one = cuda.align(cost[b : b + 1], *full(cost[:1]), 0.1, None, True)
+        assert torch.equal(value[b], one[0][0]) and torch.equal(alignment[b], one[1][0])
+
+
+def test_memory_is_two_arrays(device):
+    cost = torch.rand(4, 1000, 1000, device=device, requires_grad=True)
+    value_and_gradient(cost)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    value = soft_dtw(cost, gamma=0.1)
+    torch.autograd.grad(value.sum(), cost)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    assert peak <= 2 * 4 * cost.numel() + 2**16
+
+
+def test_little_memory_is_enough(device, monkeypatch):
+    cost = torch.rand(4, 1024, 1000, device=device, requires_grad=True)
+    expected = value_and_gradient(cost, gamma=0.1)
+    monkeypatch.setattr("posinv.softdtw.functional.has_room", lambda cost: False)
+    short_of_memory(monkeypatch, cost, 4)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    value = soft_dtw(cost, gamma=0.1)
+    (gradient,) = torch.autograd.grad(value.sum(), cost)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    assert torch.equal(value, expected[0]) and torch.equal(gradient, expected[1])
+    assert peak <= 1.25 * 4 * cost.numel()
+
+
+def test_nothing_waits_for_the_gpu(device):
+    x, y = torch.rand(3, 90, 8, device=device), torch.rand(3, 80, 8, device=device)
+    x.requires_grad_()
+    on_gpu = torch.tensor([90, 50, 1], device=device), torch.tensor([80, 80, 3], device=device)
+    on_cpu = on_gpu[0].cpu(), on_gpu[1].cpu()
+    loss, regulariser = SoftDTWLoss(bandwidth=85), ContrastiveIDM(1.0, 0)
+    soft_alignment(x @ y.mT)  # compiles
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        losses = []
+        for lengths in (on_gpu, on_cpu, (None, None)):
+            losses.append(loss(x, y, *lengths) + regulariser(x, lengths[0]))
+            losses[-1].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_in_a_cuda_graph(device):
+    x = torch.rand(3, 90, 8, device=device, requires_grad=True)
+    y = torch.rand(3, 80, 8, device=device)
+    x_lengths = torch.tensor([90, 50, 1], device=device)
+    y_lengths = torch.tensor([80, 80, 3], device=device)
+    loss = SoftDTWLoss()
+
+    def step():
+        value = loss(x, y, x_lengths, y_lengths)
+        return value, *torch.autograd.grad(value.sum(), x)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        y.uniform_()
+    x_lengths.copy_(torch.tensor([30, 90, 64]))  # other lengths at replay
+    for _ in range(3):
+        graph.replay()
+        assert all(map(torch.equal, captured, step()))
+
+
+def test_lengths_on_the_gpu_that_do_not_fit_give_nan(device):
+    cost = torch.rand(3, 70, 50, device=device)
+    lengths = torch.tensor([70, 71, 60], device=device), torch.tensor([50, 50, 5], device=device)
+    value = soft_dtw(cost, *lengths, 0.1, 40)
+    assert value.isnan().tolist() == [False, True, True]
+    idm = ContrastiveIDM(1.0, 0)(cost, lengths[0])
+    assert idm.isnan().tolist() == [False, True, False]
+
+
+def test_runs_on_the_costs_device_and_the_current_stream(device):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    cost = torch.rand(2, 70, 60)
+    expected = value_and_gradient(cost.to("cuda:0"))
+    with torch.cuda.device(0), torch.cuda.stream(torch.cuda.Stream("cuda:1")):
+        value, gradient = value_and_gradient(cost.to("cuda:1"))
+    assert torch.equal(value.cpu(), expected[0].cpu())
+    assert torch.equal(gradient.cpu(), expected[1].cpu())

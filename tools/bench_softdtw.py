@@ -1,0 +1,485 @@
+"""Time posinv's soft-DTW beside other implementations, all in one run.
+
+Cases, each with value and gradient:
+
+cost      a given batch of cost matrices
+features  the soft-DTW divergence of two batches of feature sequences, gradients to both
+batch     as cost, over the number of utterances
+frames    as cost, over the number of frames, N = M
+
+The other implementations are optional: pysdtw, tslearn and, on a GPU, dtw-loss-functions, from
+pip. "naive" is how LASER's authors compute the divergence, written anew: every pair by itself, with
+the (N, M, D) tensor of differences, and a scalar loop over the cells of its three alignments.
+
+The implementations take turns, so that all see the machine's changing load. Their errors are those
+of the first utterance, relative to the largest value and gradient, against float64: posinv's
+reference, or for more than 400,000 cells its back end "torch". posinv itself must stay within 1e-4.
+"""
+
+import argparse
+import csv
+import functools
+import importlib
+import io
+import math
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import posinv
+from posinv.bin.cli import run
+from posinv.errors import InputError
+from posinv.files import write_whole
+from posinv.report.results import ABSENT, markdown_table, provenance
+from posinv.softdtw import SoftDTWLoss, soft_dtw
+
+TOLERANCE = 1e-4
+REFERENCE_CELLS = 400_000
+DIMENSION = 256
+COLUMNS = (
+    *("case", "implementation", "version", "B", "N", "M", "runs", "median_ms", "min_ms", "max_ms"),
+    *("ns_per_cell", "times_posinv", "value_error", "gradient_error", "note"),
+)
+
+# Inputs, of which the gradient is wanted, and the smoothing gamma -> values (B,).
+Loss = Callable[[Sequence[Tensor], float], Tensor]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What to time: ``cost`` of (cost,), ``divergence`` of (x, y); None for what it hasn't."""
+
+    name: str
+    version: str
+    cost: Loss | None = None
+    divergence: Loss | None = None
+    one_by_one: bool = False
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a case is measured at."""
+
+    B: int
+    N: int
+    M: int
+
+    @property
+    def cells(self) -> int:
+        """Of all cost matrices together."""
+        return self.B * self.N * self.M
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation's times in seconds in one case, or a note why there are none."""
+
+    case: str
+    name: str
+    version: str
+    size: Size
+    seconds: tuple[float, ...] = ()
+    errors: tuple[float, float] = (math.nan, math.nan)
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the cases, and how often and how long to measure."""
+
+    main: Size
+    batches: tuple[int, ...]
+    frames: tuple[int, ...]
+    repeats: int
+    seconds: float  # for an implementation in a case, beyond two runs
+
+
+FULL = Plan(Size(8, 600, 560), (1, 2, 4, 8, 16), (100, 200, 400, 1000, 2000, 4000), 30, 2.0)
+QUICK = Plan(Size(2, 30, 28), (1, 2), (10, 40), 2, 0.1)
+
+
+def implementations(device: str) -> list[Implementation | tuple[str, str]]:
+    """Return those at hand, and of the others the name and what is missing."""
+    found: list[Implementation | tuple[str, str]] = [
+        Implementation(
+            "posinv",
+            posinv.__version__,
+            lambda inputs, gamma: soft_dtw(inputs[0], gamma=gamma),
+            lambda inputs, gamma: SoftDTWLoss(gamma)(*inputs),
+        )
+    ]
+    makers = {"pysdtw": _pysdtw, "tslearn": _tslearn}
+    if device == "cuda":
+        makers["dtw-loss-functions"] = _dtw_loss_functions
+    for package, make in makers.items():
+        try:
+            found += make(metadata.version(package), device)
+        except (ImportError, metadata.PackageNotFoundError) as error:
+            found.append((package, f"not installed: pip install {package} ({error})"))
+    return [*found, Implementation("naive", ABSENT, divergence=_naive, one_by_one=True)]
+
+
+def _of_three(soft_dtw_of: Callable[[Tensor, Tensor, float], Tensor]) -> Loss:
+    """The divergence composed of three alignments."""
+
+    def divergence(inputs: Sequence[Tensor], gamma: float) -> Tensor:
+        x, y = inputs
+        of_selves = soft_dtw_of(x, x, gamma) + soft_dtw_of(y, y, gamma)
+        return soft_dtw_of(x, y, gamma) - 0.5 * of_selves
+
+    return divergence
+
+
+def _of_cost(module: Callable[..., torch.nn.Module]) -> Loss:
+    """Soft-DTW of a cost by a module of features that takes a function for the distances."""
+
+    def value(inputs: Sequence[Tensor], gamma: float) -> Tensor:
+        (cost,) = inputs
+        x, y = cost.new_zeros(*cost.shape[:2], 1), cost.new_zeros(len(cost), cost.shape[2], 1)
+        return module(gamma=gamma, dist_func=lambda x, y: cost)(x, y)
+
+    return value
+
+
+def _pysdtw(version: str, device: str) -> list[Implementation]:
+    module = functools.partial(importlib.import_module("pysdtw").SoftDTW, use_cuda=device == "cuda")
+    of = _of_three(lambda x, y, gamma: module(gamma=gamma)(x, y))
+    return [Implementation("pysdtw", version, _of_cost(module), of)]
+
+
+def _tslearn(version: str, device: str) -> list[Implementation]:
+    module = importlib.import_module("tslearn.metrics").SoftDTWLossPyTorch
+    of = _of_three(lambda x, y, gamma: module(gamma=gamma)(x, y))
+    return [Implementation("tslearn", version, _of_cost(module), of)]
+
+
+def _dtw_loss_functions(version: str, device: str) -> list[Implementation]:
+    """Its two implementations of its own: Maghoumi's and sdtw-cuda-torch."""
+    package = "dtw_loss_functions.soft_dtw_implementations"
+    maghoumi = functools.partial(
+        importlib.import_module(f"{package}.soft_dtw_cuda_mag").SoftDTW, use_cuda=True
+    )
+    autograd = importlib.import_module(f"{package}.soft_dtw_cuda_ron.autograd").SoftDTWAutograd
+    fused = importlib.import_module(f"{package}.soft_dtw_cuda_ron.module").SoftDTW
+    return [
+        Implementation(
+            "Maghoumi",
+            version,
+            _of_cost(maghoumi),
+            _of_three(lambda x, y, gamma: maghoumi(gamma=gamma)(x, y)),
+        ),
+        Implementation(
+            "sdtw-cuda-torch",
+            version,
+            lambda inputs, gamma: autograd.apply(inputs[0], gamma, None),
+            _of_three(lambda x, y, gamma: fused(gamma=gamma)(x, y)),
+        ),
+    ]
+
+
+@numba.njit
+def _scalar_forward(cost: np.ndarray, gamma: float) -> np.ndarray:
+    n, m = cost.shape
+    total = np.full((n + 1, m + 1), np.inf)
+    total[0, 0] = 0
+    for i in range(n):
+        for j in range(m):
+            a, b, c = total[i, j], total[i, j + 1], total[i + 1, j]
+            low = min(a, b, c)
+            share = math.exp((low - a) / gamma) + math.exp((low - b) / gamma)
+            share += math.exp((low - c) / gamma)
+            total[i + 1, j + 1] = cost[i, j] + low - gamma * math.log(share)
+    return total
+
+
+@numba.njit
+def _scalar_backward(cost: np.ndarray, total: np.ndarray, gamma: float) -> np.ndarray:
+    n, m = cost.shape
+    alignment = np.zeros((n, m))
+    alignment[-1, -1] = 1
+    for i in range(n - 1, -1, -1):
+        for j in range(m - 1, -1, -1):
+            for k, o in ((i + 1, j + 1), (i + 1, j), (i, j + 1)):
+                if k < n and o < m:
+                    excess = total[k + 1, o + 1] - cost[k, o] - total[i + 1, j + 1]
+                    alignment[i, j] += alignment[k, o] * math.exp(excess / gamma)
+    return alignment
+
+
+class _ScalarSoftDTW(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cost, gamma):
+        ctx.cost, ctx.gamma, ctx.like = cost.detach().cpu().numpy(), gamma, cost
+        ctx.total = _scalar_forward(ctx.cost, gamma)
+        return cost.new_tensor(ctx.total[-1, -1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        alignment = _scalar_backward(ctx.cost, ctx.total, ctx.gamma)
+        return grad * torch.from_numpy(alignment).to(ctx.like), None
+
+
+def _naive(inputs: Sequence[Tensor], gamma: float) -> Tensor:
+    def of(x: Tensor, y: Tensor, gamma: float) -> Tensor:
+        return _ScalarSoftDTW.apply((x[:, None] - y[None]).square().sum(2), gamma)
+
+    pairs = zip(*inputs, strict=True)
+    return torch.stack([_of_three(of)(pair, gamma) for pair in pairs])
+
+
+def _value_and_gradients(
+    implementation: Implementation, loss: Loss, inputs: Sequence[Tensor], gamma: float
+) -> tuple[Tensor, list[Tensor]]:
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    parts = [inputs]
+    if implementation.one_by_one:
+        parts = [[tensor[b : b + 1] for tensor in inputs] for b in range(len(inputs[0]))]
+    values = []
+    for part in parts:
+        values.append(loss(part, gamma))
+        values[-1].sum().backward()
+    return torch.cat(values).detach(), [tensor.grad for tensor in inputs]
+
+
+def _truth(case: str, inputs: Sequence[Tensor], gamma: float) -> tuple[Tensor, list[Tensor]]:
+    """Value and gradients of the first utterance, in float64 on the CPU."""
+    first = [tensor[:1].cpu().double() for tensor in inputs]
+    cells = first[0].shape[1] * first[-1].shape[1 if case == "features" else 2]
+    backend = "reference" if cells <= REFERENCE_CELLS else "torch"
+    if case == "features":
+        loss = SoftDTWLoss(gamma, backend=backend)
+        truth = Implementation("truth", "", divergence=lambda inputs, gamma: loss(*inputs))
+        return _value_and_gradients(truth, truth.divergence, first, gamma)
+    truth = Implementation(
+        "truth", "", lambda inputs, gamma: soft_dtw(*inputs, gamma=gamma, backend=backend)
+    )
+    return _value_and_gradients(truth, truth.cost, first, gamma)
+
+
+def _errors(
+    result: tuple[Tensor, list[Tensor]], truth: tuple[Tensor, list[Tensor]]
+) -> tuple[float, float]:
+    (value, gradients), (true_value, true_gradients) = result, truth
+    of_gradients = [
+        ((gradient[:1].cpu() - true).abs().max() / true.abs().max()).item()
+        for gradient, true in zip(gradients, true_gradients, strict=True)
+    ]
+    return ((value[0].cpu() - true_value[0]) / true_value[0]).abs().item(), max(of_gradients)
+
+
+class Bench:
+    """Measures the implementations of a device in one case after the other."""
+
+    def __init__(self, device: str, threads: int, gamma: float, plan: Plan) -> None:
+        self.device, self.threads, self.gamma, self.plan = device, threads, gamma, plan
+        self.implementations = implementations(device)
+        self.truths: dict[tuple[bool, int, int], tuple[Tensor, list[Tensor]]] = {}
+
+    def inputs(self, case: str, size: Size) -> list[Tensor]:
+        """Random costs in [0, 1), or random features of length 1."""
+        generator = torch.Generator().manual_seed(0)
+        if case != "features":
+            cost = torch.rand(size.B, size.N, size.M, generator=generator)
+            return [cost.to(self.device)]
+        features = (
+            torch.randn(size.B, frames, DIMENSION, generator=generator)
+            for frames in (size.N, size.M)
+        )
+        return [torch.nn.functional.normalize(x, dim=2).to(self.device) for x in features]
+
+    def timed(
+        self, implementation: Implementation, loss: Loss, inputs: Sequence[Tensor]
+    ) -> tuple[float, tuple[Tensor, list[Tensor]]]:
+        """Seconds of one run, and its results."""
+        torch.set_num_threads(self.threads)  # which numba's threads change
+        self._wait()
+        start = time.perf_counter()
+        result = _value_and_gradients(implementation, loss, inputs, self.gamma)
+        self._wait()
+        return time.perf_counter() - start, result
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def measure(self, case: str, size: Size, expected: dict[str, float] | None = None) -> list[Row]:
+        """Time every implementation that can do the case.
+
+        Those are left out of which expected, seconds per cell by name, says that they take longer
+        than the plan's seconds; where it is given, it is brought up to date.
+        """
+        inputs = self.inputs(case, size)
+        known = case == "features", size.N, size.M  # whose first utterance is the same
+        if known not in self.truths:
+            self.truths[known] = _truth(case, inputs, self.gamma)
+        rows: dict[str, Row] = {}
+        turns: list[tuple[Implementation, Loss, int]] = []
+        for implementation in self.implementations:
+            if isinstance(implementation, tuple):
+                name, note = implementation
+                rows[name] = Row(case, name, ABSENT, size, note=note)
+                continue
+            name = implementation.name
+            loss = implementation.divergence if case == "features" else implementation.cost
+            if loss is None:
+                continue
+            row = functools.partial(Row, case, name, implementation.version, size)
+            if expected and expected.get(name, 0) * size.cells > self.plan.seconds:
+                rows[name] = row(note=f"left out: over {self.plan.seconds:g} s expected")
+                continue
+            try:
+                self.timed(implementation, loss, self.inputs(case, Size(2, 5, 4)))  # compiles
+                seconds, result = self.timed(implementation, loss, inputs)
+            except Exception as error:
+                if name == "posinv":
+                    raise
+                lines = str(error).strip().splitlines() or [""]
+                rows[name] = row(note=f"failed: {type(error).__name__}: {lines[0]}")
+                continue
+            errors = _errors(result, self.truths[known])
+            if name == "posinv" and not max(errors) <= TOLERANCE:
+                raise InputError(
+                    f"posinv's {case} of {size} is wrong: relative errors of {errors[0]:.1e} in the"
+                    f" value and {errors[1]:.1e} in the gradient, more than {TOLERANCE:g}"
+                )
+            rows[name] = row(errors=errors)
+            repeats = min(self.plan.repeats, max(1, int(self.plan.seconds / seconds)))
+            turns.append((implementation, loss, repeats))
+        times: dict[str, list[float]] = {implementation.name: [] for implementation, _, _ in turns}
+        for turn in range(self.plan.repeats):
+            for implementation, loss, repeats in turns:
+                if turn < repeats:
+                    seconds, _ = self.timed(implementation, loss, inputs)
+                    times[implementation.name].append(seconds)
+        for name, seconds in times.items():
+            rows[name] = replace(rows[name], seconds=tuple(seconds))
+            if expected is not None:
+                expected[name] = rows[name].median / size.cells
+        return list(rows.values())
+
+    def run(self) -> list[Row]:
+        """Measure all cases."""
+        size = self.plan.main
+        rows = self.measure("cost", size) + self.measure("features", size)
+        expected: dict[str, float] = {}
+        for batch in self.plan.batches:
+            rows += self.measure("batch", replace(size, B=batch), expected)
+        expected = {}
+        for frames in self.plan.frames:
+            rows += self.measure("frames", Size(2, frames, frames), expected)
+        return rows
+
+
+def record(row: Row, rows: Sequence[Row]) -> list[str]:
+    """Return the cells of COLUMNS; what was not measured stays empty."""
+    size = [str(n) for n in (row.size.B, row.size.N, row.size.M)]
+    figures = [""] * 8
+    if row.seconds:
+        ours = next(r for r in rows if (r.case, r.name, r.size) == (row.case, "posinv", row.size))
+        figures = [
+            str(len(row.seconds)),
+            *(f"{1e3 * t:.3f}" for t in (row.median, min(row.seconds), max(row.seconds))),
+            f"{1e9 * row.median / row.size.cells:.3f}",
+            f"{row.median / ours.median:.2f}",
+            *(f"{error:.1e}" for error in row.errors),
+        ]
+    return [row.case, row.name, row.version, *size, *figures, row.note]
+
+
+def growth(rows: Sequence[Row], case: str) -> dict[str, tuple[list[int], list[float], float]]:
+    """By implementation: sizes (B, or N = M), medians in seconds, and the exponent of the cells.
+
+    The exponent is the slope of the logarithms, from least squares over the upper half of sizes.
+    """
+    curves = {}
+    for name in dict.fromkeys(row.name for row in rows if row.case == case and row.seconds):
+        points = [row for row in rows if (row.case, row.name) == (case, name) and row.seconds]
+        upper = points[-max(2, (len(points) + 1) // 2) :]
+        exponent = math.nan
+        if len(upper) > 1:
+            cells, medians = ([r.size.cells for r in upper], [r.median for r in upper])
+            exponent = np.polyfit(np.log(cells), np.log(medians), 1)[0]
+        sizes = [row.size.B if case == "batch" else row.size.N for row in points]
+        curves[name] = (sizes, [row.median for row in points], exponent)
+    return curves
+
+
+def plot(rows: Sequence[Row], title: str, out: Path) -> None:
+    """Draw time over B and over N = M, as a PNG."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for panel, (case, label) in zip(
+        figure.subplots(1, 2),
+        {"batch": "utterances B", "frames": "frames N = M"}.items(),
+        strict=True,
+    ):
+        for name, (sizes, medians, exponent) in growth(rows, case).items():
+            milliseconds = [1e3 * median for median in medians]
+            panel.loglog(sizes, milliseconds, "o-", label=f"{name}: cells$^{{{exponent:.2f}}}$")
+        panel.set(xlabel=label, ylabel="value and gradient, ms")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    figure.suptitle(title)
+    temporary = out.with_name(f".{out.name}")
+    figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(out)
+
+
+def main() -> None:
+    """Measure, write the CSV and the plot, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
+    add("--out", type=Path, required=True, help="folder of the CSV and the plot")
+    add(
+        "--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: torch's)"
+    )
+    add("--gamma", type=float, default=0.1, help="smoothing (default: 0.1)")
+    add("--quick", action="store_true", help="toy sizes, which show only that it runs")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU: use --device cpu")
+    if not (math.isfinite(args.gamma) and args.gamma > 0):
+        raise InputError(f"--gamma must be above 0, got {args.gamma:g}")
+    if not 1 <= args.threads <= numba.config.NUMBA_NUM_THREADS:
+        raise InputError(
+            f"--threads must be in 1..{numba.config.NUMBA_NUM_THREADS}, got {args.threads}"
+        )
+    numba.set_num_threads(args.threads)
+    rows = Bench(args.device, args.threads, args.gamma, QUICK if args.quick else FULL).run()
+
+    origin = provenance(shlex.join(["python", *sys.argv]))
+    origin += f"- settings: {args.threads} threads, gamma {args.gamma:g}, float32, D {DIMENSION}\n"
+    records = [record(row, rows) for row in rows]
+    text = io.StringIO()
+    text.writelines(f"# {line}\n" for line in origin.splitlines())
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *records])
+    write_whole(args.out / f"softdtw_{args.device}.csv", text.getvalue())
+    plot(rows, f"Soft-DTW, {args.device}", args.out / f"softdtw_{args.device}.png")
+    print(origin)
+    for case in ("batch", "frames"):
+        for name, (_, _, exponent) in growth(rows, case).items():
+            print(f"{case}: {name}'s time grows as the number of cells to the power {exponent:.2f}")
+    print()
+    print(markdown_table(COLUMNS, records), end="")
+
+
+if __name__ == "__main__":
+    run(main)
