@@ -57,10 +57,8 @@ def test_every_test_set_is_scored(mini):
     recipe, _ = mini
     for system in ("noisy", "se", "ssl_softdtw"):
         for task in ("pr", "asr"):
-            path = (
-                recipe.dir / "exp" / "seed1" / system / "superb" / task / "decode" / "scores.json"
-            )
-            assert set(json.loads(path.read_text())) == {f"test_{name}" for name in SETS}
+            best = recipe.dir / "exp" / "seed1" / system / "superb" / task / "best"
+            assert set(json.loads((best / "decode" / "scores.json").read_text())) == {f"test_{name}" for name in SETS}
 
 
 def test_second_run_keeps_what_is_there_and_says_so(mini):
@@ -90,7 +88,7 @@ def test_checkpoint_of_another_shape(mini):
         "--expdir",
         "exp other",
         "--se_checkpoint",
-        "exp/seed1/noisy/superb/pr/valid.cer_ctc.best.pth",
+        "exp/seed1/noisy/superb/pr/best/valid.cer_ctc.best.pth",
     )
     assert done.returncode != 0
     assert "exp other/se/import.log" in done.stderr
@@ -144,7 +142,7 @@ def test_sentencepiece_tokens(mini):
         script="superb.sh",
     )
     assert done.returncode == 0, done.stderr
-    scores = json.loads((recipe.dir / "exp bpe/asr/decode/scores.json").read_text())
+    scores = json.loads((recipe.dir / "exp bpe/asr/best/decode/scores.json").read_text())
     assert set(scores) == {f"test_{name}" for name in SETS}
 
 
