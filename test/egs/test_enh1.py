@@ -58,7 +58,9 @@ def test_every_test_set_is_scored(mini):
     for system in ("noisy", "se", "ssl_softdtw"):
         for task in ("pr", "asr"):
             best = recipe.dir / "exp" / "seed1" / system / "superb" / task / "best"
-            assert set(json.loads((best / "decode" / "scores.json").read_text())) == {f"test_{name}" for name in SETS}
+            assert set(json.loads((best / "decode" / "scores.json").read_text())) == {
+                f"test_{name}" for name in SETS
+            }
 
 
 def test_second_run_keeps_what_is_there_and_says_so(mini):
