@@ -94,7 +94,7 @@ def test_frozen_means_frozen(mini):
 
 def test_second_run_keeps_what_is_there_and_says_so(mini):
     recipe, _ = mini
-    done = recipe.run("--stage", 4, "--stop_stage", 5)
+    done = recipe.run("--stage", 4, "--stop_stage", 5, "--ssl_units", 10)
     assert done.returncode == 0, done.stderr
     for name in ("exp/ssl", *(f"exp/seed1/{method}" for method in SYSTEMS[1:])):
         assert f"{name}: finished already, by this command from these inputs: kept" in done.stdout
