@@ -171,6 +171,15 @@ require() {
     [ -e "$1" ] || die "$1: not found: $2"
 }
 
+# files_of SSL_MODEL: fill the array ssl_files with what a training depends on; a hub name has none.
+# shellcheck disable=SC2034  # the caller's
+files_of() {
+    ssl_files=()
+    if [ -d "$1" ]; then
+        ssl_files=("$1/config.json" "$1/model.safetensors")
+    fi
+}
+
 # train DIR INPUT ... -- COMMAND [ARG ...]: an ESPnet training in DIR (COMMAND gets --output_dir),
 # with DIR/train.log. DIR/run.sh keeps the command and the checksums of the INPUT files. The same
 # training again is resumed where it stopped, or kept if it was finished; another command, or

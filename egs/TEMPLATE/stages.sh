@@ -206,14 +206,6 @@ export_ssl() {
     fi
 }
 
-# files_of SSL_MODEL: fill the array ssl_files with what a training depends on; a hub name has none.
-files_of() {
-    ssl_files=()
-    if [ -d "$1" ]; then
-        ssl_files=("$1/config.json" "$1/model.safetensors")
-    fi
-}
-
 # ------------------------------------------------------------------------------- evaluation
 # recognise DIR SSL_MODEL SEED [ARG ...]: PR and ASR in DIR/superb (superb.sh).
 recognise() {

@@ -25,10 +25,8 @@ parse_options "$@"
 . ./path.sh
 
 frontend=(--frontend ssl --frontend_conf "ssl=$ssl")
-inputs=()
-if [ -d "$ssl" ]; then
-    inputs+=("$ssl/config.json" "$ssl/model.safetensors")
-fi
+files_of "$ssl"
+inputs=("${ssl_files[@]}")
 if [ -n "$enh_dir" ]; then
     frontend=(--frontend enh_ssl --frontend_conf "ssl=$ssl"
         --frontend_conf "enh_config=$enh_dir/config.yaml"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from posinv.errors import InputError
+from posinv.report.results import provenance, write_results
 
 
 def run(main: Callable[[], object]) -> None:
@@ -57,6 +58,13 @@ def results_parser(description: str | None, experiments: str) -> argparse.Argume
     add("--command", required=True, help="what made the results, to be noted")
     add("--title", default="Results", help="heading, if the file is a new one")
     return parser
+
+
+def publish(tables: str, args: argparse.Namespace) -> None:
+    """Print tables and where they come from, and write both where :func:`results_parser` says."""
+    body = f"{tables}\n{provenance(args.command)}"
+    print(body, end="")
+    write_results(args.out, args.title, body)
 
 
 def names(argument: str) -> list[str]:

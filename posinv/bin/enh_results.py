@@ -1,9 +1,8 @@
 """Print a speech enhancement recipe's results, and write them to a Markdown file."""
 
-from posinv.bin.cli import names, results_parser, run
+from posinv.bin.cli import names, publish, results_parser, run
 from posinv.errors import InputError
 from posinv.report.enhancement import enhancement_report
-from posinv.report.results import provenance, write_results
 
 
 def main() -> None:
@@ -34,9 +33,7 @@ def main() -> None:
             raise InputError(f"--systems: {system} is named twice: name it once")
         systems[system] = label or system
     tables = enhancement_report(args.expdir, systems, args.sets, args.se_sets, args.seeds)
-    body = f"{tables}\n{provenance(args.command)}"
-    print(body, end="")
-    write_results(args.out, args.title, body)
+    publish(tables, args)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from posinv.bin.cli import names, results_parser, run
+from posinv.bin.cli import names, publish, results_parser, run
 from posinv.report.curves import plot_curves
-from posinv.report.results import provenance, write_results
 from posinv.report.ssft import COLLAPSE, read_collapse, ssft_report
 
 CURVES = {"loss": "loss", "alignment": "alignment loss", "regulariser": "regulariser"}
@@ -34,9 +33,7 @@ def main() -> None:
             for name, value in read_collapse(first / "base" / "collapse.json").items()
         },
     )
-    body = f"{tables}\n{provenance(args.command)}"
-    print(body, end="")
-    write_results(args.out, args.title, body)
+    publish(tables, args)
 
 
 if __name__ == "__main__":

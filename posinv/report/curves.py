@@ -37,10 +37,11 @@ def read_epochs(training: Path | str) -> list[dict[str, dict[str, float]]]:
     path = Path(training) / "checkpoint.pth"
     try:
         with torch.serialization.safe_globals(_RECORDED_TYPES):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, since the weights beside the records are not wanted.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}: train first") from error
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
         raise InputError(f"{path}: not a checkpoint of ESPnet's ({error})") from error
     return [
         {phase: _numbers(epoch[phase]) for phase in ("train", "valid")}
