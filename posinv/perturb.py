@@ -119,7 +119,11 @@ def _frequency_ratio(semitones: float) -> Fraction:
     # The first within half a cent: the fewer filters to resample with, the quicker.
     ratio = 2 ** (semitones / 12)
     candidates = (Fraction(ratio).limit_denominator(limit) for limit in count(1))
-    return next(near for near in candidates if abs(1200 * math.log2(near) - 100 * semitones) < 0.5)
+    return next(
+        near
+        for near in candidates
+        if near > 0 and abs(1200 * math.log2(near) - 100 * semitones) < 0.5  # 1/2 is first put at 0
+    )
 
 
 def _stretch(waves: torch.Tensor, ratio: Fraction) -> torch.Tensor:
