@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posinv.lengths import valid_mask
+from posinv.lengths import on_device, valid_mask
 
 
 def frame_distance(x: Tensor, lengths: Tensor) -> Tensor:
@@ -20,6 +20,7 @@ def frame_distance(x: Tensor, lengths: Tensor) -> Tensor:
     Returns:
         (B,) in [0, 2]; 0 where all frames have one direction, and for a single frame.
     """
+    lengths = on_device(lengths, x.size(1), x.device)
     valid = valid_mask(lengths, x.size(1))
     x = F.normalize(x.float(), dim=2) * valid[:, :, None]
     # The exact distances: the expansion by products leaves 1e-4 between equal frames.

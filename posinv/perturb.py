@@ -4,12 +4,15 @@ Every draw is a function of the utterance's key and of the seed torch was last g
 (``torch.initial_seed()``) alone: not of the batch the utterance is in, nor of what was drawn
 before. ESPnet seeds each epoch anew, so epochs draw differently, and a run that was killed and
 resumed, or that is split over processes, draws what an unbroken one does.
+
+With lengths on the CPU, nothing here waits for a GPU that the waveforms are on.
 """
 
 import math
 import random
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 
@@ -59,14 +62,12 @@ class SpeedPerturb:
             math.ceil(length / factor) for length, factor in zip(old_lengths, drawn, strict=True)
         ]
         out = waves.new_zeros(len(drawn), max(new_lengths, default=0))
-        waves = waves * valid_mask(lengths, waves.size(1))
+        waves = waves * valid_mask(lengths, waves.size(1), waves.device)
         for factor in set(drawn):
             rows = [b for b, other in enumerate(drawn) if other == factor]
             longest = max(old_lengths[b] for b in rows)
-            sped = torchaudio.functional.resample(
-                waves[rows, :longest], factor.numerator, factor.denominator
-            )
-            for b, wave in zip(rows, sped, strict=True):
+            chosen = waves[:, :longest].index_select(0, _indices(rows, waves.device))
+            for b, wave in zip(rows, _resample(chosen, factor), strict=True):
                 wave = wave[: new_lengths[b]]
                 out[b, : wave.numel()] = wave
         return out, lengths.new_tensor(new_lengths)
@@ -101,18 +102,37 @@ class PitchShift:
             Waveforms ``(B, T)``, zero beyond their lengths, and the lengths.
         """
         drawn = [random_state(key, "pitch").choice(self.ratios) for key in keys]
-        mask = valid_mask(lengths, waves.size(1))
+        mask = valid_mask(lengths, waves.size(1), waves.device)
         out = waves * mask
         for ratio in set(drawn) - {1}:
             rows = [b for b, other in enumerate(drawn) if other == ratio]
+            rows = _indices(rows, out.device)
             # The zeros in front and behind hold what the windows at the edges spread.
-            stretched = _stretch(F.pad(out[rows].double(), (_WINDOW, _WINDOW)), ratio)
-            shifted = torchaudio.functional.resample(stretched, ratio.numerator, ratio.denominator)
-            out[rows] = shifted[:, _WINDOW : _WINDOW + out.size(1)].to(out.dtype)
+            chosen = F.pad(out.index_select(0, rows).double(), (_WINDOW, _WINDOW))
+            shifted = _resample(_stretch(chosen, ratio), ratio)[:, _WINDOW:]
+            out = out.index_copy(0, rows, shifted[:, : out.size(1)].to(out.dtype))
         return out * mask, lengths
 
 
 _WINDOW, _HOP = 1024, 256  # samples
+
+
+@lru_cache(maxsize=64)
+def _resampler(ratio: Fraction, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    filters = torchaudio.transforms.Resample(
+        ratio.numerator, ratio.denominator, dtype=torch.float64
+    )
+    return filters.to(device, dtype, non_blocking=True)
+
+
+def _resample(waves: torch.Tensor, ratio: Fraction) -> torch.Tensor:
+    # (B, T) -> (B, ceil(T / ratio)), the filters kept from call to call.
+    return _resampler(ratio, waves.dtype, waves.device)(waves)
+
+
+def _indices(values: Sequence, device: torch.device) -> torch.Tensor:
+    # torch.tensor(values, device=...) and indexing by a list wait for the GPU.
+    return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)
 
 
 def _frequency_ratio(semitones: float) -> Fraction:
@@ -148,7 +168,12 @@ def _stretch(waves: torch.Tensor, ratio: Fraction) -> torch.Tensor:
     rotated = now * torch.polar(
         torch.ones_like(peaks, dtype=waves.dtype), torch.stack(rotations, 1)
     )
-    return torch.istft(rotated.transpose(1, 2), _WINDOW, _HOP, window=window)
+    # Overlapped and added; the squares of four windows sum to 1.5. torch.istft looks whether they
+    # vanish, and waits for the GPU to tell.
+    parts = torch.fft.irfft(rotated) * (window / 1.5)  # B, F, _WINDOW
+    size = 1, (frames - 1) * _HOP + _WINDOW
+    joined = F.fold(parts.transpose(1, 2), size, (1, _WINDOW), stride=(1, _HOP))
+    return joined[:, 0, 0, _WINDOW // 2 :]
 
 
 def _nearest_peak(magnitudes: torch.Tensor) -> torch.Tensor:
@@ -251,14 +276,13 @@ class AddNoise:
             sizes.append(size)
             offsets.append(state.randrange(size))
             ratios.append(10 ** (state.choice(self.snrs) / 10))
-        begin, size, offset = torch.tensor(
-            [begins, sizes, offsets], dtype=torch.long, device=waves.device
-        )[..., None]
+        begin, size, offset = _indices([begins, sizes, offsets], waves.device)[..., None]
         place = begin + (offset + torch.arange(waves.size(1), device=waves.device)) % size  # B, T
-        mask = valid_mask(lengths, waves.size(1))
+        mask = valid_mask(lengths, waves.size(1), waves.device)
         speech, noise = waves * mask, self._noise[place] * mask
         energy = noise.square().sum(dim=1)
-        wanted = speech.square().sum(dim=1) / energy.new_tensor(ratios)
+        ratios = torch.tensor(ratios).to(energy, non_blocking=True)
+        wanted = speech.square().sum(dim=1) / ratios
         gain = torch.where(energy > 0, wanted / energy, 0).sqrt()
         return speech + (gain[:, None] * noise).to(waves.dtype), lengths
 

@@ -262,7 +262,7 @@ def _std(wave: Tensor, lengths: Tensor) -> Tensor:
 
 def _zero_beyond(x: Tensor, lengths: Tensor) -> Tensor:
     """`x`, (B, ..., T), with zeros from each length on."""
-    beyond = ~valid_mask(lengths.to(x.device), x.shape[-1])
+    beyond = ~valid_mask(lengths, x.shape[-1], x.device)
     return x.masked_fill(beyond if x.dim() == 2 else beyond.unsqueeze(1), 0.0)
 
 

@@ -101,7 +101,7 @@ class SSFTModel(AbsESPnetModel):
         self.alpha = alpha
 
     def forward(
-        self, speech: Tensor, speech_lengths: Tensor, utt_id: Sequence[str]
+        self, speech: Tensor, speech_lengths: Tensor | Sequence[int], utt_id: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return ESPnet's loss, statistics and weight, the number of pairs.
 
@@ -111,12 +111,13 @@ class SSFTModel(AbsESPnetModel):
 
         Args:
             speech: (B, T) float at 16 kHz.
-            speech_lengths: (B,) int, in samples.
+            speech_lengths: (B,) int, in samples; on the CPU, a GPU is not waited for.
             utt_id: the utterances' names, which key the views' random draws.
 
         Raises:
             InputError: a view is shorter than one frame.
         """
+        speech_lengths = torch.as_tensor(speech_lengths)
         view, view_lengths = self.perturb(speech, speech_lengths, utt_id)
         lengths = torch.cat([speech_lengths, view_lengths])
         self._check_lengths(lengths, utt_id)
@@ -136,7 +137,7 @@ class SSFTModel(AbsESPnetModel):
                 own = features[: len(speech)], frames[: len(speech)]
                 stats[f"{prefix}frame_distance"] = frame_distance(*own).mean()
                 stats[f"{prefix}effective_rank"] = effective_rank(*own).mean()
-        return force_gatherable((loss, stats, loss.new_tensor(len(speech))), loss.device)
+        return force_gatherable((loss, stats, loss.new_full((), len(speech))), loss.device)
 
     def pair_losses(
         self, x: Tensor, y: Tensor, x_frames: Tensor, y_frames: Tensor
@@ -164,7 +165,9 @@ class SSFTModel(AbsESPnetModel):
         """Return the aligned layer's features ``(B, F, D)``, zero past the frames ``(B,)``."""
         output, frames = extract(self.upstream.model, waves, lengths, self.upstream.normalize)
         hidden = output.hidden_states[self.layer]
-        return hidden.masked_fill(~valid_mask(frames, hidden.size(1))[:, :, None], 0.0), frames
+        return hidden.masked_fill(
+            ~valid_mask(frames, hidden.size(1), hidden.device)[:, :, None], 0.0
+        ), frames
 
     def collect_feats(self, **batch: Tensor) -> dict[str, Tensor]:
         """Return nothing: the input has no statistics to gather."""

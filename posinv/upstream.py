@@ -20,13 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoConfig,
     AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
     Wav2Vec2FeatureExtractor,
 )
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -35,6 +39,15 @@ from posinv.files import new_directory
 from posinv.lengths import valid_mask
 
 MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
+
+_MASKED_SDPA = "posinv_masked_sdpa"  # PyTorch's attention, with a mask even where nothing is padded
+AttentionInterface.register(_MASKED_SDPA, ALL_ATTENTION_FUNCTIONS["sdpa"])
+AttentionMaskInterface.register(
+    _MASKED_SDPA,
+    lambda **options: ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](
+        **{**options, "allow_is_bidirectional_skip": False}
+    ),
+)
 
 
 def load_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
@@ -118,27 +131,26 @@ def extract(
     Args:
         model: A model of :data:`MODEL_TYPES`.
         waves: (B, T) float; samples past an utterance's length are not read.
-        lengths: (B,) int, in samples.
+        lengths: (B,) int, in samples; on the CPU, a GPU is not waited for.
         normalize: Bring each utterance to zero mean and unit variance over its true length.
         time_mask: (B, F) bool, frames that get the model's mask embedding (masked prediction).
 
     Returns:
         The model's output, with ``hidden_states`` (frames past an utterance's end are undefined),
-        and the frame lengths (B,). F is the longest utterance's frames.
+        and the frame lengths (B,), where ``lengths`` are. F is the longest utterance's frames.
 
     Raises:
         InputError: An utterance has less than one frame, or a length exceeds T.
     """
     config = model.config
     _check_lengths(lengths, waves.size(1), min_samples(config))
-    lengths = lengths.to(waves.device)
     waves = waves[:, : int(lengths.max())]
-    valid = valid_mask(lengths, waves.size(1))  # B, T
+    valid = valid_mask(lengths, waves.size(1), waves.device)  # B, T
     waves = waves.masked_fill(~valid, 0.0)
     if normalize:
-        waves = _normalize(waves, lengths, valid)
+        waves = _normalize(waves, valid)
     frames = frame_lengths(config, lengths)
-    with _ignoring_padding(model, lengths, frames), _no_augmentation(config):
+    with _ignoring_padding(model, lengths, frames), _configured(config):
         output = model(
             waves,
             attention_mask=valid.long(),
@@ -267,7 +279,7 @@ class SSLUpstream(nn.Module):
         """
         output, frames = extract(self.model, waves, lengths, self.normalize)
         hidden = torch.stack(output.hidden_states)  # L + 1, B, F, D
-        padding = ~valid_mask(frames, hidden.size(2))
+        padding = ~valid_mask(frames, hidden.size(2), hidden.device)
         return hidden.masked_fill(padding[:, :, None], 0.0), frames
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
@@ -396,9 +408,9 @@ def _check_lengths(lengths: Tensor, total: int, minimum: int) -> None:
             )
 
 
-def _normalize(waves: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
+def _normalize(waves: Tensor, valid: Tensor) -> Tensor:
     """Zero mean and unit variance as ``Wav2Vec2FeatureExtractor`` has them; ``waves`` 0-padded."""
-    count = lengths[:, None].to(waves.dtype)
+    count = valid.sum(1, keepdim=True)
     centred = (waves - waves.sum(1, keepdim=True) / count) * valid
     variance = centred.square().sum(1, keepdim=True) / count
     return centred / (variance + 1e-7).sqrt()
@@ -431,7 +443,7 @@ def _ignoring_padding(model: PreTrainedModel, lengths: Tensor, frames: Tensor) -
 
     def zero_padding(_module: nn.Module, args: tuple[Tensor]) -> Tensor:
         (x,) = args  # B, D, F
-        return x.masked_fill(~valid_mask(frames, x.size(2))[:, None], 0.0)
+        return x.masked_fill(~valid_mask(frames, x.size(2), x.device)[:, None], 0.0)
 
     hooks = [
         module.register_forward_pre_hook(zero_padding)
@@ -451,16 +463,19 @@ def _ignoring_padding(model: PreTrainedModel, lengths: Tensor, frames: Tensor) -
 
 
 @contextmanager
-def _no_augmentation(config: PreTrainedConfig) -> Iterator[None]:
+def _configured(config: PreTrainedConfig) -> Iterator[None]:
     """Switch layer drop (a dropped layer would have no hidden state) and SpecAugment off.
 
-    The configuration is put back, as it is saved with the model.
+    So is the look of ``transformers`` at whether there is padding, which waits for a GPU. The
+    configuration is put back, as it is saved with the model.
     """
-    switches = ("layerdrop", "mask_time_prob", "mask_feature_prob")
+    switches = {"layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    if config._attn_implementation == "sdpa":
+        switches["_attn_implementation"] = _MASKED_SDPA
     before = {name: getattr(config, name) for name in switches}
     try:
-        for name in switches:
-            setattr(config, name, 0.0)
+        for name, value in switches.items():
+            setattr(config, name, value)
         yield
     finally:
         for name, value in before.items():

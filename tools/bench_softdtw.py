@@ -132,7 +132,7 @@ def implementations(device: str) -> list[Implementation | tuple[str, str]]:
             found += make(metadata.version(package), device)
         except (ImportError, metadata.PackageNotFoundError) as error:
             found.append((package, f"not installed: pip install {package} ({error})"))
-    return [*found, Implementation("naive", ABSENT, divergence=_naive, one_by_one=True)]
+    return [*found, Implementation("naive", ABSENT, divergence=naive_divergence, one_by_one=True)]
 
 
 def _of_three(soft_dtw_of: Callable[[Tensor, Tensor, float], Tensor]) -> Loss:
@@ -235,7 +235,9 @@ class _ScalarSoftDTW(torch.autograd.Function):
         return grad * torch.from_numpy(alignment).to(ctx.like), None
 
 
-def _naive(inputs: Sequence[Tensor], gamma: float) -> Tensor:
+def naive_divergence(inputs: Sequence[Tensor], gamma: float) -> Tensor:
+    """The divergence of each pair as LASER's authors compute it."""
+
     def of(x: Tensor, y: Tensor, gamma: float) -> Tensor:
         return _ScalarSoftDTW.apply((x[:, None] - y[None]).square().sum(2), gamma)
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from posinv.errors import InputError
-from posinv.softdtw.functional import on_device
+from posinv.lengths import on_device
 from posinv.softdtw.memory import free_bytes, has_room
 
 _STRIP = 32  # rows of a warp

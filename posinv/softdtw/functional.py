@@ -200,13 +200,6 @@ def checked_lengths(
     return lengths
 
 
-def on_device(lengths: Tensor, longest: int, device: torch.device) -> Tensor:
-    """Lengths as on a device, without waiting for it, nor copying those that are all the same."""
-    if lengths.device.type == "cpu" and device.type != "cpu" and bool((lengths == longest).all()):
-        return torch.full(lengths.shape, longest, device=device)
-    return lengths.to(device, non_blocking=True)
-
-
 def check_gamma(name: str, gamma: float) -> None:
     """Raise InputError unless gamma is finite and >= 0."""
     if not (math.isfinite(gamma) and gamma >= 0):

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from posinv.errors import InputError
-from posinv.lengths import valid_mask
+from posinv.lengths import on_device, valid_mask
 from posinv.softdtw.functional import (
     check_backend,
     check_bandwidth,
     check_gamma,
     checked_lengths,
-    on_device,
     soft_dtw,
 )
 
@@ -191,7 +190,7 @@ def _valid(
     lengths = checked_lengths(f"{name}: {lengths_name}", lengths, x.shape[0], x.shape[1], x)
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    valid = valid_mask(on_device(lengths, x.shape[1], x.device), x.shape[1])
+    valid = valid_mask(lengths, x.shape[1], x.device)
     return x.masked_fill(~valid[:, :, None], 0.0), lengths
 
 

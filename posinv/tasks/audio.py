@@ -11,6 +11,19 @@ from espnet2.train.collate_fn import CommonCollateFn
 from posinv.tasks.trainer import SeededTrainer
 
 
+class _CollateFn(CommonCollateFn):
+    """ESPnet's, with the lengths of the audio as a list.
+
+    Of a tensor, which goes to the GPU, they could only be had by waiting for all work there.
+    """
+
+    def __call__(
+        self, data: Collection[tuple[str, dict[str, np.ndarray]]]
+    ) -> tuple[list[str], dict[str, torch.Tensor | list[int]]]:
+        names, batch = super().__call__(data)
+        return names, {**batch, "speech_lengths": batch["speech_lengths"].tolist()}
+
+
 class AudioTask(AbsTask):
     """A task of one optimiser over ``speech`` (``sound``), without preprocessing."""
 
@@ -21,10 +34,11 @@ class AudioTask(AbsTask):
     def build_collate_fn(
         cls, args: argparse.Namespace, train: bool
     ) -> Callable[
-        [Collection[tuple[str, dict[str, np.ndarray]]]], tuple[list[str], dict[str, torch.Tensor]]
+        [Collection[tuple[str, dict[str, np.ndarray]]]],
+        tuple[list[str], dict[str, torch.Tensor | list[int]]],
     ]:
         """Return ESPnet's collate function: zeros after audio, -1 after labels."""
-        return CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
+        return _CollateFn(float_pad_value=0.0, int_pad_value=-1)
 
     @classmethod
     def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> None:

@@ -1,5 +1,6 @@
 import copy
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ import soundfile
 import torch
 import yaml
 from espnet2.tasks.abs_task import scheduler_classes
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModel, HubertConfig, WavLMConfig
 
 from posinv.datadir import write_table
 from posinv.errors import InputError
@@ -170,6 +173,84 @@ def test_equal_views_leave_nothing_to_align(tiny_ssl):
     assert weight.item() == 2
 
 
+# ------------------------------------------------------------------------------------ the device
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host would wait for a GPU, for which the device "meta" stands.
+
+    Values can't be had from it; what else waits are copies to it that aren't asynchronous, and
+    indices that are not yet there.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if isinstance(out, torch.Tensor) and out.is_meta:
+            if name == "_to_copy" and not args[0].is_meta:
+                assert kwargs.get("non_blocking"), func
+            if name == "copy_" and not args[1].is_meta:
+                assert args[2:] == (True,) or kwargs.get("non_blocking"), func
+            if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+                assert all(index is None or index.is_meta for index in args[1]), func
+        return out
+
+
+@pytest.mark.parametrize("config_class", [HubertConfig, WavLMConfig])
+def test_update_waits_for_no_device(tiny_ssl, tmp_path, monkeypatch, config_class):
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # none on "meta"
+    # Where a GPU would have its own back end.
+    monkeypatch.setattr(
+        "posinv.softdtw.torch_diagonal.align",
+        lambda cost, *args: (cost.new_empty(len(cost)), torch.empty_like(cost)),
+    )
+    sizes = HubertConfig.from_pretrained(tiny_ssl).to_diff_dict()
+    del sizes["model_type"]
+    AutoModel.from_config(config_class(**sizes)).save_pretrained(tmp_path / "ssl")
+    soundfile.write(tmp_path / "noise.wav", np.ones(1600), 16000)
+    write_table(tmp_path / "wav.scp", {"noise": tmp_path / "noise.wav"})
+    views = {**VIEWS, "pad": [0.1, 0.2], "noise_scp": tmp_path / "wav.scp", "snrs": [5]}
+    model = SSFTModel(str(tmp_path / "ssl"), **{**LASER, "views": views}).to("meta").train()
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    waves, lengths, names = speech(4000, 3000, 2000)
+    waves = waves.to("meta")
+    model(waves, lengths.tolist(), names)  # reads the noise
+    with NoWaiting():
+        model(waves, lengths.tolist(), names)[0].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_update_on_a_gpu_waits_for_nothing_and_gives_what_the_cpu_gives(laser):
+    waves, lengths, names = speech(4000, 3000)
+    loss = laser.eval()(waves, lengths, names)[0]
+    on_gpu = laser.cuda()
+    on_gpu(waves.cuda(), lengths.tolist(), names)[0].backward()  # compiles
+    waves = waves.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = on_gpu(waves, lengths.tolist(), names)[0]
+        result.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(result.cpu(), loss, rtol=1e-3, atol=0)
+
+
+def test_bf16_is_for_the_ssl_model_alone(laser):
+    waves, lengths, names = speech(6400, 5000)
+    exact, frames = laser.eval().features(waves, lengths)
+    z = [torch.nn.functional.normalize(torch.randn(2, 19, 24), dim=2) for _ in range(2)]
+    losses = laser.pair_losses(*z, frames, frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = laser.features(waves, lengths)[0]
+        for loss, same in zip(losses, laser.pair_losses(*z, frames, frames), strict=True):
+            assert torch.equal(loss, same)
+        assert laser(waves, lengths, names)[0].dtype == torch.float32
+    assert features.dtype == torch.bfloat16
+    assert (features - exact).norm() < 0.02 * exact.norm()
+
+
 # ---------------------------------------------------------------------------------- what trains
 def test_only_the_last_layers_and_the_projection_train(laser):
     trained = {name for name, p in laser.named_parameters() if p.requires_grad}
@@ -268,8 +349,6 @@ def test_draws_depend_on_seed_and_utterance_alone(laser):
 
 
 def test_saved_model_gives_the_tuned_features(laser, tmp_path):
-    from transformers import AutoModel
-
     with torch.no_grad():
         for parameter in laser.upstream.model.encoder.layers[-1].parameters():
             parameter.add_(0.01)

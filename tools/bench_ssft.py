@@ -1,0 +1,430 @@
+"""Time LASER's update beside the authors' formulation, in one run.
+
+An update is: two views of each utterance, their SSL features, the loss, its gradient, AdamW.
+"posinv" is posinv.ssft.SSFTModel as ssft_train runs it, a batch of pairs at a time. "authors" is
+the authors' way, written anew: one pair at a time, whose gradients add up; views made one by one on
+the CPU with librosa; each waveform alone through the SSL model; and a loss that expands the tensor
+of all differences of frames and goes over the cells of the alignments with a scalar loop on the
+CPU. Both train the same layers of the same model, which has the size of HuBERT-Base or WavLM-Base
+and random weights. Before anything is timed, their losses of the same two views are compared.
+
+The audio is read from FLAC files: --flac, or pink noise as loud and soft as speech, made on the
+spot. The implementations take turns. On a GPU phases are timed by events, so that no update waits
+for it; "update" is the wall clock's time of all updates over their number.
+"""
+
+import argparse
+import csv
+import io
+import math
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import librosa
+import numpy as np
+import torch
+import torch.nn.functional as F
+from bench_softdtw import naive_divergence
+from matplotlib.figure import Figure
+from torch import Tensor
+from transformers import AutoModel, HubertConfig, WavLMConfig
+
+from posinv.audio import SAMPLING_RATE, read_audio, write_audio
+from posinv.bin.cli import run
+from posinv.corpora.noise import pink
+from posinv.errors import InputError
+from posinv.files import read_yaml, write_whole
+from posinv.perturb import random_state
+from posinv.report.results import ABSENT, markdown_table, provenance
+from posinv.ssft import SSFTModel
+
+TOLERANCE = 1e-4
+CONFIGS = {"hubert": HubertConfig, "wavlm": WavLMConfig}  # whose defaults are the Base models'
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+PHASES = ("load", "views", "features", "loss", "backward", "optimiser")
+COLUMNS = (
+    *("implementation", "pairs", "updates", "update_ms", "min_ms", "max_ms", "times_posinv"),
+    *(f"{phase}_ms" for phase in PHASES),
+    "peak_MiB",
+)
+
+Batch = tuple[Tensor, list[int], list[str]]  # waveforms (B, T), lengths, keys
+
+
+class Clock:
+    """Adds up the phases of each update; on a GPU by events, which it does not wait for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.updates: list[dict[str, list[tuple]]] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what is done meanwhile; "load", the first, begins an update."""
+        on_gpu = self.on_gpu and name != "load"
+        if name == "load":
+            self.updates.append(defaultdict(list))
+        start = self._now(on_gpu)
+        yield
+        self.updates[-1][name].append((start, self._now(on_gpu)))
+
+    def _now(self, on_gpu: bool) -> float | torch.cuda.Event:
+        if not on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> np.ndarray:
+        """Return (updates, phases)."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return np.array([[self._sum(update[p]) for p in PHASES] for update in self.updates])
+
+    def _sum(self, spans: list[tuple]) -> float:
+        return sum(b - a if isinstance(a, float) else a.elapsed_time(b) / 1000 for a, b in spans)
+
+
+class Posinv:
+    """SSFTModel's update; what :meth:`SSFTModel.forward` does, with the phases marked."""
+
+    name = "posinv"
+
+    def __init__(self, model: SSFTModel, bf16: bool) -> None:
+        self.model, self.bf16 = model, bf16
+
+    def backward(self, batch: Batch, clock: Clock) -> None:
+        """Compute the gradients of a batch."""
+        waves, lengths, keys = batch
+        device = self.model.projection.weight.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            with clock.phase("views"):
+                waves, lengths = waves.to(device, non_blocking=True), torch.tensor(lengths)
+                view, view_lengths = self.model.perturb(waves, lengths, keys)
+            with clock.phase("features"):
+                both = torch.nn.utils.rnn.pad_sequence([*waves, *view], batch_first=True)
+                hidden, frames = self.model.features(both, torch.cat([lengths, view_lengths]))
+                z = F.normalize(self.model.projection(hidden).float(), dim=2)
+            with clock.phase("loss"):
+                losses = self.model.pair_losses(*z.chunk(2), *frames.chunk(2))
+                loss = (losses[0] + self.model.alpha * losses[1]).mean()
+        with clock.phase("backward"):
+            loss.backward()
+
+
+class Authors:
+    """The authors' update, of the same model."""
+
+    name = "authors"
+
+    def __init__(self, model: SSFTModel, speeds: Sequence[float], semitones: Sequence[float]):
+        self.model, self.speeds, self.semitones = model, speeds, semitones
+
+    def backward(self, batch: Batch, clock: Clock) -> None:
+        """Add up the gradients of a batch's pairs."""
+        device = self.model.projection.weight.device
+        for wave, length, key in zip(*batch, strict=True):
+            with clock.phase("views"):
+                views = [v.to(device) for v in (wave[:length], self.view(wave[:length], key))]
+            with clock.phase("features"):
+                x, y = (self.features(view) for view in views)
+            with clock.phase("loss"):
+                loss = self.loss(x, y) / len(batch[1])
+            with clock.phase("backward"):
+                loss.backward()
+
+    def view(self, wave: Tensor, key: str) -> Tensor:
+        """Return one waveform at another speed and pitch."""
+        speed = random_state(key, "speed").choice(self.speeds)
+        shift = random_state(key, "pitch").choice(self.semitones)
+        x = librosa.resample(wave.numpy(), orig_sr=SAMPLING_RATE * speed, target_sr=SAMPLING_RATE)
+        shifted = librosa.effects.pitch_shift(x, sr=SAMPLING_RATE, n_steps=shift)
+        return torch.from_numpy(np.ascontiguousarray(shifted, np.float32))
+
+    def features(self, wave: Tensor) -> Tensor:
+        """Return (F, D) of one waveform alone."""
+        hidden = self.model.upstream.model(wave[None]).last_hidden_state
+        return F.normalize(self.model.projection(hidden)[0], dim=1)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of one pair."""
+        alignment = naive_divergence([x[None].cpu(), y[None].cpu()], self.model.soft_dtw.gamma)
+        regulariser = self._regulariser(x) + self._regulariser(y)
+        return alignment[0].to(x.device) + self.model.alpha * regulariser
+
+    def _regulariser(self, x: Tensor) -> Tensor:
+        margin, window = self.model.regulariser.margin, self.model.regulariser.window
+        frame = torch.arange(len(x), device=x.device)
+        lag = (frame[:, None] - frame).abs()
+        squared = (x[:, None] - x[None]).square().sum(2)
+        distance = torch.where(lag > 0, squared, 1.0).sqrt() * (lag > 0)
+        weight = lag.square() + 1
+        far = (lag > window) * weight * (margin - distance).clamp(min=0)
+        return (far + (lag <= window) * distance / weight).sum() / len(x) ** 2
+
+
+class Flac(torch.utils.data.Dataset):
+    """Waveforms of FLAC files, cut to one length; the files come round and round."""
+
+    def __init__(self, files: Sequence[Path], samples: int, size: int) -> None:
+        self.files, self.samples, self.size = files, samples, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:
+        path = self.files[index % len(self.files)]
+        wave = read_audio(str(path), SAMPLING_RATE)[: self.samples]
+        return f"{path.stem}-{index}", torch.from_numpy(wave)
+
+
+def collate(items: Sequence[tuple[str, Tensor]]) -> Batch:
+    """Pad a batch."""
+    keys, waves = zip(*items, strict=True)
+    padded = torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
+    return padded, [len(wave) for wave in waves], list(keys)
+
+
+def write_flac(folder: Path, count: int, samples: int) -> list[Path]:
+    """Write files of pink noise that is loud and soft as syllables and pauses are."""
+    paths = [folder / f"{index}.flac" for index in range(count)]
+    for index, path in enumerate(paths):
+        rng = np.random.default_rng(index)
+        syllables = np.repeat(rng.uniform(0, 1, samples // 2400 + 1) ** 2, 2400)[:samples]
+        x = pink(rng, samples, SAMPLING_RATE) * syllables
+        write_audio(path, 0.5 * x / np.abs(x).max(), SAMPLING_RATE)
+    return paths
+
+
+@dataclass
+class Row:
+    """One implementation's figures."""
+
+    name: str
+    seconds: list[np.ndarray] = field(default_factory=list)  # (updates, phases) of each turn
+    wall: list[float] = field(default_factory=list)  # of one update, of each turn
+    peak: float = math.nan  # bytes, on a GPU
+
+    @property
+    def update(self) -> float:
+        """Seconds, the median over turns."""
+        return statistics.median(self.wall)
+
+
+class Bench:
+    """A model, its optimiser, and audio."""
+
+    def __init__(
+        self,
+        model: SSFTModel,
+        device: torch.device,
+        files: Sequence[Path],
+        samples: int,
+        pairs: int,
+    ) -> None:
+        self.model, self.device = model.to(device), device
+        self.files, self.samples, self.pairs = files, samples, pairs
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=2e-5)
+
+    def batches(self, count: int, pairs: int) -> Iterator[Batch]:
+        """Read that many batches, on a GPU machine beside the work there."""
+        on_gpu = self.device.type == "cuda"
+        return iter(
+            torch.utils.data.DataLoader(
+                Flac(self.files, self.samples, count * pairs),
+                pairs,
+                collate_fn=collate,
+                num_workers=4 if on_gpu else 0,
+                pin_memory=on_gpu,
+            )
+        )
+
+    def check(self, posinv: Posinv, authors: Authors) -> float:
+        """Return the relative difference of the two losses of one pair of the same views.
+
+        Raises:
+            InputError: it is above the tolerance.
+        """
+        self.model.eval()
+        waves, lengths, keys = next(self.batches(1, 1))
+        waves, lengths = waves.to(self.device), torch.tensor(lengths)
+        with torch.no_grad():
+            view, view_lengths = self.model.perturb(waves, lengths, keys)
+            expected = authors.loss(
+                authors.features(waves[0]), authors.features(view[0, : view_lengths[0]])
+            )
+            found = self.model(waves, lengths, keys)[0][0]
+        self.model.train()
+        difference = ((found - expected) / expected).abs().item()
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"posinv's loss of one pair is {found:.6f}, the authors' {expected:.6f}: they"
+                f" differ by more than {TOLERANCE:g} of it"
+            )
+        return difference
+
+    def turn(self, implementation: Posinv | Authors, row: Row, updates: int, pairs: int) -> None:
+        """Run some updates, after one that is not counted."""
+        clock = Clock(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        batches = self.batches(updates + 1, pairs)
+        for update in range(updates + 1):
+            if update == 1:
+                self._wait()
+                clock = Clock(self.device)
+                start = time.perf_counter()
+            with clock.phase("load"):
+                batch = next(batches)
+            implementation.backward(batch, clock)
+            with clock.phase("optimiser"):
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self._wait()
+        row.wall.append((time.perf_counter() - start) / updates)
+        row.seconds.append(clock.seconds())
+        if self.device.type == "cuda":
+            row.peak = torch.cuda.max_memory_allocated()
+
+    def largest(self, implementation: Posinv) -> int:
+        """Return the largest number of pairs that fits the GPU."""
+        fits, too_many = self.pairs, None
+        while too_many is None or too_many - fits > max(1, fits // 16):
+            pairs = 2 * fits if too_many is None else (fits + too_many) // 2
+            try:
+                self.turn(implementation, Row(""), 1, pairs)
+                fits = pairs
+            except torch.OutOfMemoryError:
+                too_many = pairs
+                self.optimizer.zero_grad()
+            torch.cuda.empty_cache()
+        return fits
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def record(row: Row, pairs: int, posinv: Row) -> list[str]:
+    """Return the cells of COLUMNS."""
+    phases = np.median(np.concatenate(row.seconds), axis=0)
+    return [
+        row.name,
+        str(pairs),
+        str(sum(map(len, row.seconds))),
+        *(f"{1e3 * t:.1f}" for t in (row.update, min(row.wall), max(row.wall))),
+        f"{row.update / posinv.update:.2f}",
+        *(f"{1e3 * t:.1f}" for t in phases),
+        ABSENT if math.isnan(row.peak) else f"{row.peak / 2**20:.0f}",
+    ]
+
+
+def plot(rows: Sequence[Row], title: str, out: Path) -> None:
+    """Draw where the time of an update goes, as a PNG."""
+    figure = Figure(figsize=(9, 1.2 + 0.6 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(rows))
+    for index, phase in enumerate(PHASES):
+        widths = [np.median(np.concatenate(row.seconds), axis=0)[index] for row in rows]
+        axes.barh([row.name for row in rows], widths, left=left, label=phase)
+        left += widths
+    axes.invert_yaxis()
+    axes.set(xlabel="median seconds of an update", title=title)
+    axes.legend(ncols=len(PHASES), loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    temporary = out.with_name(f".{out.name}")
+    figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(out)
+
+
+def main() -> None:
+    """Measure, write the CSV and the plot, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
+    add("--out", type=Path, required=True, help="folder of the CSV and the plot")
+    add("--model", choices=CONFIGS, default="hubert", help="whose Base size (default: hubert)")
+    add("--pairs", type=int, help="of an update (default: 1 on a CPU, 8 on a GPU)")
+    add("--seconds", type=float, default=12.0, help="of audio of an utterance (default: 12)")
+    add("--updates", type=int, help="of posinv, over three turns (default: 3; on a GPU 300)")
+    add("--flac", type=Path, help="folder of FLAC files at 16 kHz, searched at any depth")
+    add("--bf16", action="store_true", help="bfloat16, as ssft_train --use_amp true on a GPU")
+    add("--quick", action="store_true", help="a tiny model, which shows only that it runs")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU: use --device cpu")
+    on_gpu = args.device == "cuda"
+    pairs = args.pairs or (8 if on_gpu else 1)
+    updates = args.updates or (300 if on_gpu else 3)
+    turns = 3
+    samples = round(args.seconds * SAMPLING_RATE)
+
+    preset = read_yaml(
+        Path(__file__).parents[1] / "conf" / f"laser_{args.model}.yaml", "the preset"
+    )["model_conf"]
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        config = CONFIGS[args.model](**(TINY if args.quick else {}))
+        AutoModel.from_config(config).save_pretrained(f"{folder}/ssl")
+        model = SSFTModel(f"{folder}/ssl", **preset).train()
+        if args.flac:
+            files = sorted(args.flac.rglob("*.flac"))
+            if not files:
+                raise InputError(f"--flac {args.flac}: no .flac file there")
+        else:
+            files = write_flac(Path(folder), 16, samples)
+        bench = Bench(model, torch.device(args.device), files, samples, pairs)
+        views = preset["views"]
+        implementations = [
+            Posinv(model, args.bf16),
+            Authors(model, views["speed"], views["semitones"]),
+        ]
+        difference = bench.check(*implementations)
+        rows = [Row(implementation.name) for implementation in implementations]
+        for _ in range(turns):
+            for implementation, row in zip(implementations, rows, strict=True):
+                count = -(-updates // turns) if row.name == "posinv" else 1
+                bench.turn(implementation, row, count, pairs)
+        largest = bench.largest(implementations[0]) if on_gpu else None
+
+    origin = provenance(shlex.join(["python", *sys.argv]))
+    origin += (
+        f"- settings: {args.model} Base size{', tiny' * args.quick}, {pairs} pairs of"
+        f" {args.seconds:g} s, {torch.get_num_threads()} threads,"
+        f" {'bfloat16' if args.bf16 else 'float32'}\n"
+        f"- the two losses of the same views differ by {difference:.1e} of their value\n"
+    )
+    if largest:
+        origin += f"- largest number of pairs found to fit: {largest}\n"
+    records = [record(row, pairs, rows[0]) for row in rows]
+    name = f"ssft_{args.model}_{args.device}"
+    text = io.StringIO()
+    text.writelines(f"# {line}\n" for line in origin.splitlines())
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *records])
+    write_whole(args.out / f"{name}.csv", text.getvalue())
+    plot(rows, f"LASER's update, {args.model} Base, {args.device}", args.out / f"{name}.png")
+    print(origin)
+    print(markdown_table(COLUMNS, records), end="")
+
+
+if __name__ == "__main__":
+    run(main)
