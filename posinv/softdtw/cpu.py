@@ -36,7 +36,7 @@ _LANES = 16  # diagonals are padded to a multiple: a cache line, the widest vect
 _BLOCK = 512  # cells of a diagonal processed together: scratch and diagonals stay in the L1 cache
 _PART = _BLOCK + 16  # cells from one part of the scratch to the next, not a multiple of a page
 
-_CELLS_A_THREAD = 20_000  # starting a thread takes as long as so many cells
+_CELLS_A_THREAD = 150_000  # fewer are done before a thread has started
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 

@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,9 +111,9 @@ class _SoftDTW(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1]
         now = wanted and has_room(cost)
         value, alignment = align(cost.detach(), *args, now)
-        ctx.align = align
-        ctx.args = args
-        ctx.save_for_backward(alignment, cost if wanted and not now else None)
+        ctx.align, ctx.args, ctx.alignment = align, args, alignment
+        if wanted:
+            ctx.save_for_backward(cost)
         return value
 
     @staticmethod
@@ -122,12 +123,21 @@ class _SoftDTW(torch.autograd.Function):
             raise RuntimeError(
                 "soft_dtw has no second derivative: differentiate it without create_graph=True"
             )
-        alignment, cost = ctx.saved_tensors
+        # Becomes the gradient; a second one (retain_graph) takes another alignment.
+        alignment, ctx.alignment = ctx.alignment, None
         if alignment is None:
-            gradient = ctx.align(cost, *ctx.args, True)[1].mul_(grad[:, None, None])
-        else:
-            gradient = grad[:, None, None] * alignment
-        return None, gradient, None, None, None, None
+            alignment = ctx.align(*ctx.saved_tensors, *ctx.args, True)[1]
+        return None, _scale(alignment, grad[:, None, None]), None, None, None, None
+
+
+def _scale(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply x by the factor in place."""
+    if x.device.type != "cpu":
+        return x.mul_(factor)
+    # Not by torch, whose threads would then spin, for milliseconds, on cores that the next
+    # alignment needs.
+    np.multiply(x.numpy(), factor.numpy(), out=x.numpy())
+    return x
 
 
 def _checked(
