@@ -418,28 +418,20 @@ def _normalize(waves: Tensor, valid: Tensor) -> Tensor:
 
 @contextmanager
 def _ignoring_padding(model: PreTrainedModel, lengths: Tensor, frames: Tensor) -> Iterator[None]:
-    """Make the model's group norm and positional convolutions see valid frames alone.
+    """Make the model's convolutions see each utterance alone.
 
-    ``transformers`` zeroes padding once, before the positional embedding; data2vec's has several
-    convolutions, and HuBERT's may have a batch norm before it.
+    Those of the waveform take one utterance after the other: no time goes into padding, and group
+    norm sees no other. In front of the positional ones, padding becomes zeros; ``transformers``
+    does so once, but data2vec has several, and HuBERT's may have a batch norm before it.
     """
-    first = model.feature_extractor.conv_layers[0]
-    norm = getattr(first, "layer_norm", None)
-    kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
-    counts = ((lengths - kernel).div(stride, rounding_mode="floor") + 1).tolist()
+    extractor = model.feature_extractor
 
-    def group_norm(x: Tensor) -> Tensor:  # B, C, N; F.group_norm is exactly the lone utterance's
-        return torch.cat(
-            [
-                F.pad(
-                    F.group_norm(
-                        one[None, :, :n], norm.num_groups, norm.weight, norm.bias, norm.eps
-                    ),
-                    (0, x.size(2) - n),
-                )
-                for one, n in zip(x, counts, strict=True)
-            ]
-        )
+    def one_by_one(waves: Tensor) -> Tensor:  # B, T -> B, C, F
+        features = [
+            type(extractor).forward(extractor, wave[None, :length])[0].mT
+            for wave, length in zip(waves, lengths.tolist(), strict=True)
+        ]
+        return nn.utils.rnn.pad_sequence(features, batch_first=True).mT
 
     def zero_padding(_module: nn.Module, args: tuple[Tensor]) -> Tensor:
         (x,) = args  # B, D, F
@@ -450,14 +442,11 @@ def _ignoring_padding(model: PreTrainedModel, lengths: Tensor, frames: Tensor) -
         for module in model.encoder.pos_conv_embed.modules()
         if isinstance(module, nn.Conv1d)
     ]
-    is_group_norm = isinstance(norm, nn.GroupNorm)
-    if is_group_norm:
-        norm.forward = group_norm
+    extractor.forward = one_by_one
     try:
         yield
     finally:
-        if is_group_norm:
-            del norm.forward
+        del extractor.forward
         for hook in hooks:
             hook.remove()
 
