@@ -4,6 +4,9 @@ import io
 import os
 import re
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import kaldiio
@@ -37,16 +40,7 @@ def read_audio(entry: str, sampling_rate: int, resample: bool = False) -> np.nda
     """
     entry = entry.strip()
     x, rate = load_audio(entry)
-    if x.ndim == 2 and x.shape[1] > 1:
-        raise InputError(
-            f"{entry}: {x.shape[1]} channels, one wanted: choose a channel with a pipe, "
-            "such as 'sox FILE -t wav - remix 1 |'"
-        )
-    x = x.reshape(-1)
-    if not x.size:
-        raise InputError(f"{entry}: holds no samples: remove the utterance or restore the audio")
-    if not np.abs(x).max() <= 1:  # also NaN
-        raise InputError(f"{entry}: samples beyond [-1, 1] or not finite: scale or mend the audio")
+    x = _one_channel(x, entry)
     if rate != sampling_rate:
         if not resample:
             raise InputError(
@@ -57,6 +51,52 @@ def read_audio(entry: str, sampling_rate: int, resample: bool = False) -> np.nda
         if not x.size:
             raise InputError(f"{entry}: too short to resample: remove the utterance")
     return x
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Audio of one channel to cut pieces out of.
+
+    Attributes:
+        entry: of a ``wav.scp``.
+        sampling_rate: in Hz.
+        num_samples: its length.
+        read: from a first sample to before a last one, float32 ``(T,)``; raises
+            :class:`InputError` as :func:`read_audio`.
+    """
+
+    entry: str
+    sampling_rate: int
+    num_samples: int
+    read: Callable[[int, int], np.ndarray]
+
+
+def open_recording(entry: str) -> Recording:
+    """Open what an entry of a ``wav.scp`` names; of a file, no more is read than is asked for.
+
+    Raises:
+        InputError: as :func:`load_audio`.
+    """
+    entry = entry.strip()
+    if is_file(entry):
+        _require_content(Path(entry))
+        with _decoding(entry):
+            info = soundfile.info(entry)
+
+        def read(start: int, stop: int) -> np.ndarray:
+            with _decoding(entry):
+                x = soundfile.read(entry, stop - start, start, dtype="float32")[0]
+            return _one_channel(x, entry)
+
+        return Recording(entry, info.samplerate, info.frames, read)
+    whole, rate = load_audio(entry)
+    return Recording(entry, rate, len(whole), lambda a, b: _one_channel(whole[a:b], entry))
+
+
+def is_file(entry: str) -> bool:
+    """Whether an entry of a ``wav.scp`` names a file, not a command or an archive position."""
+    archived = re.fullmatch(r".+:\d+", entry) and not Path(entry).exists()
+    return not entry.endswith("|") and not archived
 
 
 def load_audio(entry: str) -> tuple[np.ndarray, int]:
@@ -70,8 +110,8 @@ def load_audio(entry: str) -> tuple[np.ndarray, int]:
     """
     if entry.endswith("|"):
         return _decode(io.BytesIO(_run(entry)), f"output of '{entry}'")
-    if (match := re.fullmatch(r"(.+):\d+", entry)) and not Path(entry).exists():
-        return _read_archive(entry, Path(match[1]))
+    if not is_file(entry):
+        return _read_archive(entry, Path(entry.rpartition(":")[0]))
     _require_content(Path(entry))
     return _decode(entry, entry)
 
@@ -106,9 +146,29 @@ def _require_content(path: Path) -> None:
         raise InputError(f"{path}: empty audio file: restore it or remove the utterance")
 
 
+def _one_channel(x: np.ndarray, entry: str) -> np.ndarray:
+    if x.ndim == 2 and x.shape[1] > 1:
+        raise InputError(
+            f"{entry}: {x.shape[1]} channels, one wanted: choose a channel with a pipe, "
+            "such as 'sox FILE -t wav - remix 1 |'"
+        )
+    x = x.reshape(-1)
+    if not x.size:
+        raise InputError(f"{entry}: holds no samples: remove the utterance or restore the audio")
+    if not np.abs(x).max() <= 1:  # also NaN
+        raise InputError(f"{entry}: samples beyond [-1, 1] or not finite: scale or mend the audio")
+    return x
+
+
 def _decode(source: str | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
-    try:
+    with _decoding(name):
         return soundfile.read(source, dtype="float32")
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    try:
+        yield
     except soundfile.LibsndfileError as error:
         raise InputError(
             f"{name}: not audio that soundfile can read ({error.error_string.rstrip('.')}): "

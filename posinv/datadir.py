@@ -1,8 +1,9 @@
 """Kaldi-style data directories: read, write, validate and format.
 
-A data directory holds ``wav.scp`` (audio), ``spk1.scp`` (its clean reference; equal to
-``wav.scp`` where the audio is clean), ``text`` (words), ``phn`` (phonemes separated by spaces)
-and ``utt2spk``, each ``<utterance id> <rest of line>``, sorted by id in the C locale.
+A data directory holds ``wav.scp`` (audio), ``spk1.scp`` (its clean reference; it may be absent
+where the audio is clean), ``text`` (words), ``phn`` (phonemes separated by spaces) and
+``utt2spk``, each ``<utterance id> <rest of line>``, sorted by id in the C locale. Kaldi's other
+directories, with ``segments`` or without ``phn``, become one by ``posinv.bin.import_data``.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,13 +41,26 @@ class DataDir:
         """Read and check the lists; the audio is not opened.
 
         Raises:
-            InputError: a list is missing, empty, not sorted or has an id twice; lists that
-                don't have the same ids; an id that doesn't begin with its speaker's or that
+            InputError: a list is missing, empty, not sorted or has an id twice; ``segments`` is
+                there; lists that don't agree; an id that doesn't begin with its speaker's or that
                 has a ``/``.
         """
         directory = Path(directory)
-        data = cls(*(read_table(directory / name) for name in _FILES))
-        data._check(directory)
+        for name, missing in (("phn", True), ("segments", False)):
+            if directory.is_dir() and (directory / name).exists() != missing:
+                raise InputError(
+                    f"{directory / name}: {'no such file' if missing else 'not read here'}: import "
+                    f"the directory: python -m posinv.bin.import_data --src {directory} --out OTHER"
+                    f"{' --lexicon FILE' if missing else ''}"
+                )
+        tables = {
+            name: read_table(directory / name)
+            for name in _FILES
+            if name != "spk1.scp" or (directory / name).exists()
+        }
+        data = cls(*(tables.get(name, tables["wav.scp"]) for name in _FILES))
+        data.check_lists(directory)
+        data._check_ids(directory)
         return data
 
     def write(self, directory: Path | str) -> None:
@@ -59,7 +73,12 @@ class DataDir:
     def _tables(self) -> tuple[dict[str, str], ...]:
         return self.wav, self.spk1, self.text, self.phn, self.utt2spk
 
-    def _check(self, directory: Path) -> None:
+    def check_lists(self, directory: Path) -> None:
+        """Check that the lists agree; messages name ``directory``.
+
+        Raises:
+            InputError: lists that don't have the same ids.
+        """
         for name, table in zip(_FILES[1:], self._tables()[1:], strict=True):
             missing, extra = self.wav.keys() - table.keys(), table.keys() - self.wav.keys()
             if missing and name in ("text", "phn"):
@@ -74,6 +93,8 @@ class DataDir:
                     f"{min(missing or extra)} is in {where} alone ({len(missing) + len(extra)} "
                     "such): both must list the same utterances"
                 )
+
+    def _check_ids(self, directory: Path) -> None:
         for utt, speaker in self.utt2spk.items():
             if not utt.startswith(speaker) or "/" in utt:
                 raise InputError(

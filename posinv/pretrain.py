@@ -6,7 +6,7 @@ frame of the SSL model.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from transformers import HubertConfig, HubertModel
 from posinv.audio import SAMPLING_RATE
 from posinv.errors import InputError
 from posinv.lengths import valid_mask
+from posinv.perturb import random_state
 from posinv.upstream import extract, frame_lengths, save_pretrained
 
 WINDOW = 400  # samples: HuBERT's receptive field, 25 ms
@@ -117,8 +118,10 @@ def load_units_model(path: Path) -> np.ndarray:
         raise InputError(f"{path}: not a k-means file of pretrain_units ({error})") from error
 
 
-def draw_time_mask(lengths: Tensor, mask_prob: float, mask_length: int) -> Tensor:
-    """Draw the spans of frames to mask, each utterance by itself, from torch's CPU generator.
+def draw_time_mask(
+    lengths: Tensor, keys: Sequence[str], mask_prob: float, mask_length: int
+) -> Tensor:
+    """Draw the spans of frames to mask, each utterance by itself (``posinv.perturb``).
 
     An utterance of ``n`` frames gets ``mask_prob * n / mask_length`` spans, rounded up or down at
     random, at least one, whose starts are drawn without replacement; they may overlap, so
@@ -127,6 +130,7 @@ def draw_time_mask(lengths: Tensor, mask_prob: float, mask_length: int) -> Tenso
 
     Args:
         lengths: (B,) int, frames, at least 1.
+        keys: The utterances' names, which key the draws.
         mask_prob: Spans times their length over the utterance's length.
         mask_length: Frames of a span.
 
@@ -134,11 +138,12 @@ def draw_time_mask(lengths: Tensor, mask_prob: float, mask_length: int) -> Tenso
         (B, F) bool on the device of ``lengths``, F the longest length.
     """
     mask = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.bool)
-    for row, n in zip(mask, lengths.tolist(), strict=True):
+    for row, n, key in zip(mask, lengths.tolist(), keys, strict=True):
+        state = random_state(key, "mask")
         span = min(mask_length, max(1, n // 2))
-        starts = torch.randperm(n - span + 1)
-        count = max(1, int(mask_prob * n / mask_length + torch.rand(()).item()))
-        for start in starts[:count].tolist():
+        count = max(1, int(mask_prob * n / mask_length + state.random()))
+        starts = range(n - span + 1)
+        for start in state.sample(starts, min(count, len(starts))):
             row[start : start + span] = True
     return mask.to(lengths.device)
 
@@ -147,7 +152,8 @@ class MaskedPredictionModel(AbsESPnetModel):
     """A HuBERT trained to tell the units of masked frames from the frames around them.
 
     Logits are the cosine similarities of the projected frame with each unit's embedding, over a
-    temperature; the loss is their cross-entropy (the paper's equations 1 to 3). The feature
+    temperature; the loss is their cross-entropy (the paper's equations 1 to 3), summed over the
+    frames and divided by the number of masked ones. The feature
     penalty and the layer drop of fairseq's HuBERT are left out.
 
     Args:
@@ -156,7 +162,7 @@ class MaskedPredictionModel(AbsESPnetModel):
         normalize: Bring each utterance to zero mean and unit variance.
         mask_prob: See :func:`draw_time_mask`.
         mask_length: Frames of a masked span.
-        unmasked_weight: Weight of the unmasked frames' cross-entropy beside the masked ones' 1.
+        unmasked_weight: Weight of an unmasked frame's cross-entropy beside a masked one's 1.
         temperature: Divides the cosine similarities.
 
     Raises:
@@ -186,7 +192,7 @@ class MaskedPredictionModel(AbsESPnetModel):
     def forward(
         self,
         speech: Tensor,
-        speech_lengths: Tensor,
+        speech_lengths: Tensor | Sequence[int],
         units: Tensor,
         units_lengths: Tensor,
         utt_id: list[str],
@@ -203,20 +209,22 @@ class MaskedPredictionModel(AbsESPnetModel):
         Raises:
             InputError: An utterance's units are not as many as its frames or out of range.
         """
+        speech_lengths = torch.as_tensor(speech_lengths)
         frames = frame_lengths(self.ssl.config, speech_lengths)
         self._check_units(frames, units, units_lengths, utt_id)
         units = units[:, : int(frames.max())]
-        mask = draw_time_mask(frames, self.mask_prob, self.mask_length)
+        mask = draw_time_mask(frames, utt_id, self.mask_prob, self.mask_length).to(speech.device)
         output, _ = extract(self.ssl, speech, speech_lengths, self.normalize, mask)
         logits = self._logits(output.last_hidden_state[mask])
         loss = F.cross_entropy(logits, units[mask])
         stats = {"acc": (logits.detach().argmax(1) == units[mask]).float().mean()}
         if self.unmasked_weight:
-            seen = ~mask & valid_mask(frames, mask.size(1))
+            seen = ~mask & valid_mask(frames, mask.size(1), mask.device)
             seen_logits = self._logits(output.last_hidden_state[seen])
-            # Summed over no frame it is 0, not the mean's NaN.
+            # Over as many frames as the masked ones' mean: the batch's weight, so that parts of a
+            # batch average to it.
             unmasked = F.cross_entropy(seen_logits, units[seen], reduction="sum")
-            loss = loss + self.unmasked_weight * unmasked / seen.sum().clamp(min=1)
+            loss = loss + self.unmasked_weight * unmasked / mask.sum()
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, mask.sum()), loss.device)
 

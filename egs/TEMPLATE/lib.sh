@@ -1,6 +1,9 @@
 # Functions that the recipes share: options, stages, jobs. Sourced, after `set -euo pipefail`.
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # stage, stop_stage, skip_stages, ngpu, expdir: options of the caller
+_template=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+# shellcheck source=cmd.sh
+. "$_template/cmd.sh"
 
 log() { echo "$(date '+%H:%M:%S') $*"; }
 die() { echo "error: $*" >&2; exit 1; }
@@ -78,26 +81,6 @@ run_stage() {
 }
 
 # ------------------------------------------------------------------------------------- jobs
-# run_logged LOG COMMAND [ARG ...]: run COMMAND with its output in LOG; when it fails, name LOG
-# and show what it ended with.
-run_logged() {
-    local log=$1
-    shift
-    mkdir -p "$(dirname "$log")"
-    {
-        printf '# %s\n#' "$(date -u '+%Y-%m-%d %H:%M:%S UTC')"
-        printf ' %q' "$@"
-        printf '\n'
-    } > "$log"
-    if ! "$@" >> "$log" 2>&1 < /dev/null; then
-        local cause
-        cause=$(grep -a ' error: \|Error: \|^error: ' "$log" | tail -n 1 || true)
-        echo "error: ${_stage_title:-a command} failed; log: $log" >&2
-        echo "${cause:-$(tail -n 1 "$log")}" >&2
-        return 1
-    fi
-}
-
 # queue COMMAND [ARG ...]: run COMMAND, a function or program that logs on its own, in the
 # background, at most $max_jobs (see set_max_jobs) at once. wait_jobs waits for all of them and
 # fails if one failed.
@@ -218,6 +201,30 @@ train() {
         echo "$record" > "$dir/run.sh"
         chmod +x "$dir/run.sh"
     fi
-    run_logged "$dir/train.log" "$@" --output_dir "$dir" --ngpu "$ngpu"
+    local launch=() distributed=()
+    if [ "$ngpu" -gt 1 ] || [ "$num_nodes" -gt 1 ]; then
+        distributed+=(--multiprocessing_distributed true)
+    fi
+    if [ "$num_nodes" -gt 1 ]; then
+        rm -f "$dir"/.rendezvous*
+        if [ "$cmd_backend" = slurm ]; then
+            # A process for each machine, which ESPnet makes one for each GPU. They meet in a file;
+            # a job that SLURM starts again needs a new one.
+            # shellcheck disable=SC2016  # of the job
+            launch=(bash -c 'exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" \
+                --dist_init_method "file://$0.$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"' \
+                "$(realpath -s "$dir")/.rendezvous")
+            distributed+=(--dist_launcher slurm)
+        else
+            # Machines rehearsed: a process on this one for each.
+            launch=("$python" -m torch.distributed.run --standalone --nproc-per-node "$num_nodes"
+                --no-python)
+        fi
+        if [ "$ngpu" = 0 ]; then
+            distributed+=(--dist_backend gloo)
+        fi
+    fi
+    run_job train "$dir/train.log" "${launch[@]}" "$@" --output_dir "$dir" --resume true \
+        --ngpu "$ngpu" "${distributed[@]}"
     touch "$dir/finished"
 }

@@ -6,15 +6,20 @@
 opt stage 1 "first stage to run"
 opt stop_stage 100 "last stage to run"
 opt skip_stages "" "stages to leave out, such as '4 5'"
-opt ngpu 0 "GPUs for training (0: CPU)"
+opt ngpu 0 "GPUs for a training (0: CPU)"
 opt nj 2 "processes for data preparation and scoring"
-opt train_nj 2 "trainings at once (with --ngpu 1, on the one GPU)"
+opt num_nodes "$num_nodes" "machines for a training, each with --ngpu GPUs"
+opt train_nj 2 "trainings, and systems evaluated, at once (on one machine they share its GPUs)"
+opt inference_nj 1 "parts that a list is enhanced or decoded in, all at once"
+opt cmd_backend "$cmd_backend" "where jobs run: local (here) or slurm"
+opt slurm_conf "$slurm_conf" "options of SLURM's jobs"
 opt dumpdir dump "formatted data"
 opt expdir exp "models and results"
 opt python python3 "Python"
 opt seeds 1 "seeds of fine-tuning and heads; the table has mean and standard deviation over them"
 opt title "Results" "heading of the results"
 opt results RESULTS.md "the table, in Markdown"
+opt published "" "YAML list of published error rates, which the table has beside ours"
 
 opt train_set train "training set, in data/"
 opt valid_set dev "validation set"
@@ -24,7 +29,7 @@ opt resample false "resample audio that is not at 16 kHz (true), or refuse it (f
 
 opt seen_noises "white pink babble hum" "noises of the training set and of the seen test set"
 opt unseen_noises "brown modulated impulsive" "noises of the unseen test set"
-opt recorded_noise false "let recorded noise join: NOISE_SEEN and NOISE_UNSEEN of db.sh"
+opt recorded_noise false "NOISE_SEEN and NOISE_UNSEEN of db.sh: false: not used; true: they join; only: no others"
 opt test_snrs "5 10 15 20" "SNRs in dB of the test sets"
 opt noise_seed 0 "of the noise draw"
 
@@ -33,6 +38,7 @@ opt ssl_config conf/ssl.yaml "of that pretraining"
 opt ssl_units 50 "k-means units of that pretraining"
 
 opt asr_token_type char "tokens of ASR: char, word or bpe"
+opt token_sets "" "sets in data/ whose phonemes and letters the heads know; empty: the training set"
 opt nbpe 100 "pieces of the sentencepiece model, for bpe"
 opt pr_config conf/pr.yaml "phoneme recognition head"
 opt asr_config conf/asr.yaml "speech recognition head"
@@ -42,16 +48,22 @@ opt asr_lrs "" "learning rates tried for it, likewise"
 # set_up CONDITION ...: check the options, and name what they lead to. The test sets are
 # <test_set>_<CONDITION>.
 set_up() {
-    local name
     conditions=("$@")
     test_sets=("${conditions[@]/#/${test_set}_}")
     sampling_rate=16000
     raw=$dumpdir/raw
     tokens=$dumpdir/tokens
     ssl=${ssl_model:-$expdir/ssl/model}
-    for name in resample recorded_noise; do
-        case ${!name} in true | false) ;; *) die "--$name ${!name}: must be true or false" ;; esac
-    done
+    check_cmd_backend
+    case $resample in
+        true) resampling=(--resample) ;;
+        false) resampling=() ;;
+        *) die "--resample $resample: must be true or false" ;;
+    esac
+    case $recorded_noise in
+        true | false | only) ;;
+        *) die "--recorded_noise $recorded_noise: must be true, false or only" ;;
+    esac
     case $asr_token_type in
         char | word | bpe) ;;
         *) die "--asr_token_type $asr_token_type: must be char, word or bpe" ;;
@@ -59,9 +71,9 @@ set_up() {
 }
 
 # ------------------------------------------------------------------------------------- data
+# xargs splits the options as the shell does, quotes included, and expands nothing.
 prepare_data() {
-    # shellcheck disable=SC2086  # options, split
-    local/data.sh $local_data_opts
+    xargs local/data.sh <<< "$local_data_opts"
 }
 
 # noisy SOURCE TAG KIND SNRS [ARG ...]: data/<SOURCE>_<TAG>, with the noises of KIND, seen or unseen.
@@ -71,14 +83,19 @@ noisy() {
     local source=$1 tag=$2 noises=$3_noises recordings=NOISE_${3^^} snrs=$4
     shift 4
     noises=${!noises}
-    if [ "$recorded_noise" = true ] && [ -n "${!recordings:-}" ]; then
+    if [ "$recorded_noise" = only ]; then
+        [ -n "${!recordings:-}" ] || die "$recordings in db.sh: empty, and --recorded_noise only needs it"
+        noises=
+    fi
+    if [ "$recorded_noise" != false ] && [ -n "${!recordings:-}" ]; then
         require "${!recordings}" "$recordings in db.sh"
         noises+=" recorded"
         set -- "$@" --recorded "${!recordings}"
     fi
-    run_logged "data/log/$source.$tag.log" "$python" -m posinv.bin.mix_noise \
+    run_job data "data/log/$source.$tag.log" "$python" -m posinv.bin.mix_noise \
         --src "data/$source" --out "data/${source}_$tag" --tag "$tag" --seed "$noise_seed" \
-        --noise_types "$noises" --snrs "$snrs" --babble_src "data/$train_set" --nj "$nj" "$@"
+        --noise_types "$noises" --snrs "$snrs" --babble_src "data/$train_set" --nj "$nj" \
+        "${resampling[@]}" "$@"
 }
 
 make_noisy_test_sets() {
@@ -95,19 +112,19 @@ make_noisy_test_sets() {
 }
 
 format() {  # format SOURCE NAME: data/<SOURCE> to $raw/<NAME>
-    local opts=()
-    if [ "$resample" = true ]; then
-        opts=(--resample)
-    fi
-    run_logged "$raw/log/$2.log" "$python" -m posinv.bin.format_data --src "data/$1" \
-        --out "$raw/$2" --sampling_rate "$sampling_rate" --nj "$nj" "${opts[@]}"
+    run_job data "$raw/log/$2.log" "$python" -m posinv.bin.format_data --src "data/$1" \
+        --out "$raw/$2" --sampling_rate "$sampling_rate" --nj "$nj" "${resampling[@]}"
 }
 
 token_list() {  # token_list FILE TYPE OUT [ARG ...]
-    local file=$1 type=$2 out=$3
+    local file=$1 type=$2 out=$3 set texts=()
     shift 3
+    for set in ${token_sets:-$train_set}; do
+        texts+=("data/$set/$file")
+    done
+    awk 1 "${texts[@]}" > "$tokens/$file"
     run_logged "$tokens/log/$(basename "$out").log" "$python" -m espnet2.bin.tokenize_text \
-        --input "$raw/$train_set/$file" --output "$out" --field 2- --token_type "$type" \
+        --input "$tokens/$file" --output "$out" --field 2- --token_type "$type" \
         --write_vocabulary true --add_symbol "<blank>:0" --add_symbol "<unk>:1" \
         --add_symbol "<sos/eos>:-1" "$@"
 }
@@ -151,7 +168,7 @@ format_sets() {
         check+=("--${asr_token_type}_tokens" "$tokens/$asr_token_type.txt")
     fi
     for set in "$train_set" "$valid_set" "${test_sets[@]}"; do
-        run_logged "$raw/log/validate_$set.log" "$python" -m posinv.bin.validate_data "$raw/$set" \
+        run_job data "$raw/log/validate_$set.log" "$python" -m posinv.bin.validate_data "$raw/$set" \
             --sampling_rate "$sampling_rate" --nj "$nj" "${check[@]}"
     done
 }
@@ -180,7 +197,7 @@ prepare_ssl() {
         if [ "$set" = "$valid_set" ]; then
             opts=(--kmeans "$expdir/ssl/units_$train_set/kmeans.npz")
         fi
-        run_logged "$expdir/ssl/log/units_$set.log" "$python" -m posinv.bin.pretrain_units \
+        run_job data "$expdir/ssl/log/units_$set.log" "$python" -m posinv.bin.pretrain_units \
             --wav_scp "$raw/$set/wav.scp" --out "$expdir/ssl/units_$set" --nj "$nj" "${opts[@]}"
     done
     train "$expdir/ssl" "$ssl_config" "$raw/$train_set/utt2num_samples" \
@@ -215,5 +232,7 @@ recognise() {
         --seed "$seed" --train_set "$raw/$train_set" --valid_set "$raw/$valid_set" \
         --test_set "$raw/test_all" --tokens_dir "$tokens" --pr_config "$pr_config" \
         --asr_config "$asr_config" --asr_token_type "$asr_token_type" --pr_lrs "$pr_lrs" \
-        --asr_lrs "$asr_lrs" --ngpu "$ngpu" --python "$python" "$@"
+        --asr_lrs "$asr_lrs" --ngpu "$ngpu" --num_nodes "$num_nodes" \
+        --inference_nj "$inference_nj" --cmd_backend "$cmd_backend" --slurm_conf "$slurm_conf" \
+        --python "$python" "$@"
 }

@@ -19,7 +19,11 @@ opt asr_config conf/asr.yaml "speech recognition head"
 opt pr_lrs "" "learning rates of the phoneme head; empty: its configuration's"
 opt asr_lrs "" "learning rates of the ASR head; of several, the best on the validation set is kept"
 opt seed 1 "of the heads"
-opt ngpu 0 "GPUs"
+opt ngpu 0 "GPUs for a training (0: CPU)"
+opt num_nodes "$num_nodes" "machines for a training, each with --ngpu GPUs"
+opt inference_nj 1 "parts that a list is decoded in, all at once"
+opt cmd_backend "$cmd_backend" "where jobs run: local (here) or slurm"
+opt slurm_conf "$slurm_conf" "options of SLURM's jobs"
 opt python python3 "Python"
 parse_options "$@"
 . ./path.sh
@@ -58,11 +62,20 @@ train_head() {  # train_head NAME LR CONFIG TEXT TOKEN_TYPE TOKENS
 }
 
 decode() {  # decode SET NAME HEAD ...: HEAD/NAME/text
-    local set=$1 name=$2
+    local set=$1 name=$2 head out=()
     shift 2
+    for head in "$@"; do
+        out+=("$dir/$name/part{job}/text${#out[@]}")
+    done
     log "superb: $dir: decoding $set"
-    run_logged "$dir/$name.log" "$python" -m posinv.bin.ctc_inference --heads "$@" \
-        --wav_scp "$set/wav.scp" --output_name "$name/text" --ngpu "$ngpu"
+    run_parts "$dir/$name" "$set/wav.scp" "${@/%//valid.cer_ctc.best.pth}" \
+        -- "$python" -m posinv.bin.ctc_inference --heads "$@" --out "${out[@]}" \
+        --wav_scp "$dir/$name/part{job}/list" --ngpu "$((ngpu > 0))"
+    for head in "$@"; do
+        mkdir -p "$head/$name"
+        merge_parts "${out[0]}" "$head/$name/text"
+        out=("${out[@]:1}")
+    done
 }
 
 pr_heads=()

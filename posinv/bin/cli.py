@@ -57,6 +57,7 @@ def results_parser(description: str | None, experiments: str) -> argparse.Argume
     add("--out", type=Path, required=True, help="Markdown file, as RESULTS.md")
     add("--command", required=True, help="what made the results, to be noted")
     add("--title", default="Results", help="heading, if the file is a new one")
+    add("--published", type=Path, help="YAML list of published error rates, to stand beside ours")
     return parser
 
 

@@ -59,17 +59,19 @@ class Head:
 
 
 def main() -> None:
-    """Decode one list with every head; write ``<head>/<output_name>`` each."""
+    """Decode one list with every head, each into a file of its own."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--heads", nargs="+", type=Path, required=True, help="training directories")
     parser.add_argument("--checkpoint", default="valid.cer_ctc.best.pth", help="its name in each")
     parser.add_argument("--wav_scp", type=Path, required=True, help="what to decode, 16 kHz")
-    parser.add_argument("--output_name", default="decode/text", help="where to write, in each head")
+    parser.add_argument("--out", nargs="+", type=Path, required=True, help="files, one for a head")
     parser.add_argument("--batch_size", type=int, default=8, help="utterances decoded together")
     parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
     args = parser.parse_args()
+    if len(args.out) != len(args.heads):
+        parser.error(f"{len(args.heads)} heads and {len(args.out)} files for --out")
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
 
     device = "cuda" if args.ngpu else "cpu"
@@ -87,8 +89,7 @@ def main() -> None:
         for head, text in zip(heads, texts, strict=True):
             decoded = head.decode(waves.to(device), lengths.to(device))
             text.update(zip(utts, decoded, strict=True))
-    for directory, text in zip(args.heads, texts, strict=True):
-        path = directory / args.output_name
+    for path, text in zip(args.out, texts, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, text)
         logging.info("%d utterances decoded: %s", len(text), path)

@@ -1,36 +1,70 @@
-"""Make an enhancement training directory of a released checkpoint, ready to be fine-tuned.
+"""Make an enhancement training directory of a model's weights, ready to be fine-tuned.
 
-The separator's ``checkpoint`` option names the file; what is written is what ``enh_train`` leaves:
-``config.yaml`` and ``valid.loss.best.pth``.
+The weights are a released DEMUCS's (its state dict), or those that an ESPnet enhancement training
+saved. What is written is what ``enh_train`` leaves: ``config.yaml`` and ``valid.loss.best.pth``.
 """
 
 import argparse
+import pickle
 from pathlib import Path
 
 import torch
 import yaml
 
 from posinv.bin.cli import run
-from posinv.tasks.enh import EnhancementTask
+from posinv.errors import InputError
+from posinv.tasks.enh import EnhancementTask, read_model
+
+
+def build(config: Path, checkpoint: Path, output_dir: Path) -> tuple[argparse.Namespace, dict]:
+    """Build the model of ``config`` with the weights of ``checkpoint``.
+
+    Returns:
+        The options that make it, and its state dict.
+
+    Raises:
+        InputError: a file that can't be read, or weights of another model.
+    """
+    train_args = EnhancementTask.get_parser().parse_args(["--output_dir", str(output_dir)])
+    vars(train_args).update(read_model(config))
+    state = _read(checkpoint)
+    if train_args.separator == "demucs" and not any(k.startswith("separator.") for k in state):
+        train_args.separator_conf["checkpoint"] = str(checkpoint)
+        model = EnhancementTask.build_model(train_args)
+        # The weights are in the model file from here on.
+        train_args.separator_conf["checkpoint"] = None
+        return train_args, model.state_dict()
+    model = EnhancementTask.build_model(train_args)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"{checkpoint}: not weights of the model in {config}: {str(error)[:300]}"
+        ) from error
+    return train_args, model.state_dict()
+
+
+def _read(checkpoint: Path) -> dict:
+    if not checkpoint.is_file():
+        raise InputError(f"{checkpoint}: no such checkpoint: correct its path")
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError):
+        return {}  # refused by whichever model it is for
+    return state if isinstance(state, dict) else {}
 
 
 def main() -> None:
-    """Build the model of ``--config`` from ``--checkpoint`` and save it."""
+    """Build the model of ``--config`` with the weights of ``--checkpoint`` and save it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="enh_train's YAML; names the separator")
-    parser.add_argument("--checkpoint", required=True, help="state dict, as released")
+    parser.add_argument("--config", type=Path, required=True, help="YAML that names the model")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="its weights")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
-    train_args = EnhancementTask.get_parser().parse_args(
-        ["--config", args.config, "--output_dir", str(args.output_dir)]
-    )
-    train_args.separator_conf["checkpoint"] = args.checkpoint
-    model = EnhancementTask.build_model(train_args)
-    # The weights are in the model file from here on.
-    train_args.separator_conf["checkpoint"] = None
+    train_args, state = build(args.config, args.checkpoint, args.output_dir)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = args.output_dir / "valid.loss.best.pth"
-    torch.save(model.state_dict(), checkpoint.with_suffix(".partial"))
+    torch.save(state, checkpoint.with_suffix(".partial"))
     with (args.output_dir / "config.yaml").open("w", encoding="utf-8") as file:
         yaml.safe_dump(vars(train_args), file, sort_keys=False)
     checkpoint.with_suffix(".partial").replace(checkpoint)

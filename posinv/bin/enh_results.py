@@ -3,6 +3,7 @@
 from posinv.bin.cli import names, publish, results_parser, run
 from posinv.errors import InputError
 from posinv.report.enhancement import enhancement_report
+from posinv.report.results import Published
 
 
 def main() -> None:
@@ -32,7 +33,10 @@ def main() -> None:
         if system in systems:
             raise InputError(f"--systems: {system} is named twice: name it once")
         systems[system] = label or system
-    tables = enhancement_report(args.expdir, systems, args.sets, args.se_sets, args.seeds)
+    published = Published.read(args.published)
+    tables = enhancement_report(
+        args.expdir, systems, args.sets, args.se_sets, args.seeds, published
+    )
     publish(tables, args)
 
 

@@ -19,6 +19,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of every draw")
     add("--babble_src", type=Path, help="data directory that babble is made of")
     add("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
+    add("--resample", action="store_true", help="resample speech of other rates")
     add("--nj", type=int, default=2, help="number of processes")
     return parser
 
@@ -34,6 +35,7 @@ def main() -> None:
         args.babble_src,
         args.nj,
         args.sampling_rate,
+        args.resample,
     )
     print(f"{args.out}: {count} noise recordings")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from posinv.bin.cli import names, publish, results_parser, run
 from posinv.report.curves import plot_curves
+from posinv.report.results import Published
 from posinv.report.ssft import COLLAPSE, read_collapse, ssft_report
 
 CURVES = {"loss": "loss", "alignment": "alignment loss", "regulariser": "regulariser"}
@@ -18,7 +19,8 @@ def main() -> None:
     parser.add_argument("--systems", type=names, required=True, help="rows of the table: 'A B'")
     parser.add_argument("--curves", type=Path, required=True, help="image of the training curves")
     args = parser.parse_args()
-    tables = ssft_report(args.expdir, args.systems, args.sets, args.seeds)
+    published = Published.read(args.published)
+    tables = ssft_report(args.expdir, args.systems, args.sets, args.seeds, published)
     first = args.expdir / f"seed{args.seeds[0]}"
     plot_curves(
         {

@@ -307,6 +307,7 @@ def write_noise(
     babble: Path | None = None,
     nj: int = 1,
     sampling_rate: int = 16000,
+    resample: bool = False,
 ) -> int:
     """Write a folder of synthetic noise recordings, one FLAC file a type, listed in ``wav.scp``.
 
@@ -318,6 +319,7 @@ def write_noise(
         babble: data directory of the speech that babble is made of.
         nj: number of processes.
         sampling_rate: of everything, in Hz.
+        resample: resample speech of other rates instead of refusing it.
 
     Returns:
         The number of recordings written. Their RMS is 0.1, or what a peak of 0.99 leaves.
@@ -334,7 +336,7 @@ def write_noise(
     if babble:
         refuse_overlap(babble, out)
     out = Path(out)
-    noises = _Noises(noise_types, babble, (), sampling_rate, resample=False)
+    noises = _Noises(noise_types, babble, (), sampling_rate, resample)
     with whole_directory(out) as fresh:
 
         def record(noise_type: str) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from posinv.report.results import (
     ERROR_RATES,
+    NONE_PUBLISHED,
+    Published,
     aggregate,
     error_rate_cells,
     markdown_table,
@@ -23,6 +25,7 @@ def enhancement_report(
     sets: Sequence[str],
     se_sets: Sequence[str],
     seeds: Sequence[str],
+    published: Published = NONE_PUBLISHED,
 ) -> str:
     """Tables of a speech enhancement recipe: PER and WER of each set, then SE metrics.
 
@@ -33,6 +36,7 @@ def enhancement_report(
         sets: test sets of the error rates.
         se_sets: test sets over which SI-SDR, STOI and PESQ are averaged.
         seeds: random seeds.
+        published: error rates of others, to stand beside.
 
     Returns:
         Markdown.
@@ -44,10 +48,18 @@ def enhancement_report(
     parts = []
     for task, caption in ERROR_RATES.items():
         rows = [
-            [label, *error_rate_cells(expdir, seeds, system, task, sets)]
+            [
+                label,
+                *published.beside(
+                    error_rate_cells(expdir, seeds, system, task, sets), task, sets, system
+                ),
+            ]
             for system, label in systems.items()
         ]
-        parts.append(f"{caption}, {over}:\n\n{markdown_table(['system', *sets], rows)}")
+        header = ["system", *published.beside(sets, task, sets)]
+        parts.append(f"{caption}, {over}:\n\n{markdown_table(header, rows)}")
+    if sources := published.sources():
+        parts.append(sources)
 
     rows, notes = [], []
     metrics = [*METRICS, *map(_failed, METRICS), "utterances"]

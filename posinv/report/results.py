@@ -6,20 +6,22 @@ import platform
 import shutil
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import posinv
 from posinv.errors import InputError
-from posinv.files import write_whole
+from posinv.files import read_yaml, write_whole
 
 BEGIN = "<!-- posinv:results:begin -->"
 END = "<!-- posinv:results:end -->"
 ABSENT = "\N{EN DASH}"
 
 ERROR_RATES = {"pr": "Phoneme error rate (PER, %)", "asr": "Word error rate (WER, %)"}
+SHORT = {"pr": "PER", "asr": "WER"}
 PACKAGES = ("torch", "espnet", "transformers", "numpy")
 
 
@@ -131,6 +133,67 @@ def error_rate_cells(
         for path in scores_of_seeds(expdir, seeds, system, f"superb/{task}/best/decode")
     ]
     return [aggregate(rates) for rates in zip(*of_seeds, strict=True)]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Error rates that others have published, for columns of their own beside ours.
+
+    Attributes:
+        figures: figure and source by system, task (``pr`` or ``asr``) and test set.
+    """
+
+    figures: Mapping[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path | None) -> "Published":
+        """Read a YAML list of ``{system, task, set, figure, source}``; None: nothing published.
+
+        Raises:
+            InputError: no such file, not YAML, or not such a list.
+        """
+        entries = read_yaml(path, "--published") if path else []
+        wanted = {"system", "task", "set", "figure", "source"}
+        figures = {}
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if not isinstance(entry, dict) or entry.keys() != wanted or entry["task"] not in SHORT:
+                raise InputError(
+                    f"--published {path}: {entry}: each entry must have system, task (pr or asr), "
+                    "set, figure and source"
+                )
+            key = str(entry["system"]), entry["task"], str(entry["set"])
+            figures[key] = str(entry["figure"]), str(entry["source"])
+        return cls(figures)
+
+    def beside(
+        self, cells: Sequence[str], task: str, sets: Sequence[str], system: str | None = None
+    ) -> list[str]:
+        """Put what is published after our cell of each set of which something is.
+
+        Args:
+            cells: ours, one a set.
+            task: ``pr`` or ``asr``.
+            sets: test sets.
+            system: the row's; None: the header.
+        """
+        row = []
+        for cell, name in zip(cells, sets, strict=True):
+            row.append(cell)
+            if any(key[1:] == (task, name) for key in self.figures):
+                figure, _ = self.figures.get((system, task, name), ("", ""))
+                row.append("published" if system is None else figure)
+        return row
+
+    def sources(self) -> str:
+        """Name each figure's source, as Markdown: a paragraph, or nothing."""
+        named = [
+            f"{system}, {SHORT[task]} {name}: {figure} ({source})"
+            for (system, task, name), (figure, source) in self.figures.items()
+        ]
+        return f"Published: {'; '.join(named)}.\n" if named else ""
+
+
+NONE_PUBLISHED = Published()
 
 
 def provenance(command: str) -> str:

@@ -10,6 +10,9 @@ from posinv.errors import InputError
 from posinv.report.curves import read_epochs
 from posinv.report.results import (
     ERROR_RATES,
+    NONE_PUBLISHED,
+    SHORT,
+    Published,
     aggregate,
     error_rate_cells,
     markdown_table,
@@ -20,7 +23,11 @@ COLLAPSE = {"frame_distance": ("frame distance", 3), "effective_rank": ("effecti
 
 
 def ssft_report(
-    expdir: Path | str, systems: Sequence[str], sets: Sequence[str], seeds: Sequence[str]
+    expdir: Path | str,
+    systems: Sequence[str],
+    sets: Sequence[str],
+    seeds: Sequence[str],
+    published: Published = NONE_PUBLISHED,
 ) -> str:
     """Tables of SSL models before and after fine-tuning: PER, WER, and how far they collapsed.
 
@@ -31,6 +38,7 @@ def ssft_report(
         systems: the rows; ``base`` is the model before.
         sets: test sets.
         seeds: random seeds.
+        published: error rates of others, to stand beside.
 
     Returns:
         Markdown. Minutes are those of fine-tuning, validation included; the learning rates are
@@ -44,7 +52,8 @@ def ssft_report(
         directories = [Path(expdir) / f"seed{seed}" / system for seed in seeds]
         row = [system]
         for task in ERROR_RATES:
-            row += error_rate_cells(expdir, seeds, system, task, sets)
+            cells = error_rate_cells(expdir, seeds, system, task, sets)
+            row += published.beside(cells, task, sets, system)
             row.append(_learning_rates([path / "superb" / task / "best" for path in directories]))
         minutes = [None if system == "base" else _minutes(path) for path in directories]
         rows.append([*row, aggregate(minutes)])
@@ -59,14 +68,16 @@ def ssft_report(
             ]
         )
     header = ["SSL model"]
-    for short in ("PER", "WER"):
-        header += [f"{short} {name}" for name in sets] + [f"lr for {short}"]
+    for task, short in SHORT.items():
+        header += published.beside([f"{short} {name}" for name in sets], task, sets)
+        header.append(f"lr for {short}")
     over = seeds_caption(seeds)
+    sources = f"{text}\n" if (text := published.sources()) else ""
     table = markdown_table([*header, "minutes"], rows)
     spread = markdown_table(["SSL model", *(name for name, _ in COLLAPSE.values())], collapse_rows)
     return (
         f"Error rates (%), {over}; each head's learning rate is the best on the validation set; "
-        f"minutes of fine-tuning:\n\n{table}\n"
+        f"minutes of fine-tuning:\n\n{table}\n{sources}"
         "Last layer's features of the validation set, L2-normalised: mean distance of an "
         f"utterance's frames, and their effective rank, {over}:\n\n{spread}"
     )

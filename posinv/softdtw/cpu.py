@@ -1,4 +1,4 @@
-"""Soft-DTW on the CPU: numba, threads over the batch, SIMD along anti-diagonals.
+"""Soft-DTW on the CPU: numba, threads, SIMD along anti-diagonals.
 
 A cell ``(i, j)`` depends on its anti-diagonal ``d = i + j`` only through ``d - 1`` and ``d - 2``,
 so the cells of one anti-diagonal are independent. Each utterance's cost is first packed diagonal
@@ -16,12 +16,18 @@ one exponential a cell and no logarithm, and nothing overflows. Rounding is rela
 r / gamma, which at 4,000 frames and a gamma of 0.01 would change the weights of the predecessors
 by percents in float32. float32 costs too large for 32-bit exponents are computed in float64.
 
-The alignment needs of each cell only two predecessors' weights (the three sum to one). They are
-written during the forward pass, the first one over the packed cost, and then replaced, diagonal
-by diagonal, by the alignment.
+The recursion starts from both ends and meets in the middle, so that two threads can share one
+alignment: up to the middle diagonal p has the paths from the first cell, beyond it those to the
+last cell, of which the same equation holds with i + 1 and j + 1. Together they give the value, and
+the alignment of the diagonals in the middle, from which that of the others follows outwards. It
+needs of each cell only two predecessors' weights (the three sum to one; the predecessors of the
+second half are the cells after). They are written during the first pass, one of them over the
+packed cost, and then replaced, diagonal by diagonal, by the alignment. A thread that is alone does
+the same in turn: results do not depend on the number of threads.
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -35,6 +41,7 @@ _UNREACHABLE = 1e300  # for gamma = 0, the accumulated cost outside the band
 _LANES = 16  # diagonals are padded to a multiple: a cache line, the widest vector of float32
 _BLOCK = 512  # cells of a diagonal processed together: scratch and diagonals stay in the L1 cache
 _PART = _BLOCK + 16  # cells from one part of the scratch to the next, not a multiple of a page
+_EDGE = 2  # columns before row 0 in the arrays that hold three diagonals
 
 _CELLS_A_THREAD = 150_000  # fewer are done before a thread has started
 
@@ -159,17 +166,22 @@ def _largest(row, largest):
 
 
 @_jit
-def _pack(cost, start, n, m, band, packed):
-    """Copy cost[i, j] to packed[start[i + j] + i]; return the largest magnitude, or NaN."""
+def _pack(cost, start, n, m, band, rows, packed):
+    """Copy cost[i, j] to packed[start[i + j] + i] for i in rows; return the largest magnitude.
+
+    It may be NaN. The padding is that of the first rows' caller.
+    """
     flat, width, step = cost.reshape(-1), cost.shape[1], np.uintp(cost.shape[1] - 1)
-    packed[:_LANES] = 0
-    packed[-2 * _LANES :] = 0
-    for d in range(n + m - 1):
-        first, stop = _rows(d, n, m, band)
-        packed[start[d] + stop : start[d] + first + _padded(stop - first)] = 0
+    begin, end = rows
+    if begin == 0:
+        packed[:_LANES] = 0
+        packed[-2 * _LANES :] = 0
+        for d in range(n + m - 1):
+            first, stop = _rows(d, n, m, band)
+            packed[start[d] + stop : start[d] + first + _padded(stop - first)] = 0
     largest = _reinterpret(abs(cost[0, 0]))
-    for top in range(0, n, _LANES):
-        bottom = min(top + _LANES, n)
+    for top in range(begin, end, _LANES):
+        bottom = min(top + _LANES, end)
         for i in range(top, bottom):
             largest = _largest(cost[i, max(0, i - band) : min(m, i + band + 1)], largest)
         for d in range(top, bottom - 1 + m):
@@ -186,15 +198,17 @@ def _pack(cost, start, n, m, band, packed):
 
 
 @_jit
-def _unpack(packed, start, n, m, band, out):
-    """Copy packed[start[i + j] + i] to out[i, j], with zeros everywhere else."""
+def _unpack(packed, start, n, m, band, rows, out):
+    """Copy packed[start[i + j] + i] to out[i, j] for i in rows, with zeros where it has none."""
     flat, width, step = out.reshape(-1), out.shape[1], np.uintp(out.shape[1] - 1)
-    out[n:] = 0
-    for i in range(n):
+    begin, end = rows
+    if begin == 0:
+        out[n:] = 0
+    for i in range(begin, end):
         out[i, : max(0, i - band)] = 0
         out[i, min(m, i + band + 1) :] = 0
-    for top in range(0, n, _LANES):
-        bottom = min(top + _LANES, n)
+    for top in range(begin, end, _LANES):
+        bottom = min(top + _LANES, end)
         for d in range(top, bottom - 1 + m):
             first, stop = _rows(d, n, m, band)
             first, stop = max(first, top), min(stop, bottom)
@@ -216,10 +230,10 @@ def _soft_step_overload(mantissa, exponent, rows, packed, left, here, size, real
     """p of consecutive cells of one anti-diagonal and, if kept, the weights of predecessors.
 
     rows says where diagonals d - 2, d - 1 and d are in mantissa and exponent, such that cell k's
-    predecessors are d2 + k (i-1, j-1), d1 + k (i-1, j) and d1 + k + 1 (i, j-1). From here on,
-    packed has the costs, which the weights of (i-1, j) replace; left gets those of (i, j-1), if it
-    has room. Indices are unsigned, which spares the test for negative ones. scale, in two parts,
-    is log2(e) / gamma.
+    predecessors are d2 + k (i-1, j-1), d1 + k (i-1, j) and d1 + k + 1 (i, j-1); from the other end,
+    d2 + k (i+1, j+1), d1 + k (i, j+1) and d1 + k + 1 (i+1, j). From here on, packed has the costs,
+    which the weights of d1 + k replace; left gets those of d1 + k + 1, if it has room. Indices are
+    unsigned, which spares the test for negative ones. scale, in two parts, is log2(e) / gamma.
     """
     if scale.dtype == types.float32:
         floating, integer, fraction_bits, reach = np.float32, np.int32, np.int32(23), np.int32(100)
@@ -275,27 +289,47 @@ def _soft_step_overload(mantissa, exponent, rows, packed, left, here, size, real
 
 
 @_jit
-def _soft_forward(n, m, band, gamma, start, packed, left):
-    """r of the last cell; weights replace the packed costs and fill left, if that has room."""
-    width = n + 2 + _LANES  # of a diagonal, where column i + 1 holds row i
-    mantissa = np.ones(3 * width, packed.dtype)
-    exponent = _integers_like(mantissa)
+def _three_diagonals(n):
+    """Size of an array of three diagonals; diagonal d is in third d % 3, row i at i + _EDGE."""
+    return 3 * (n + 2 * _EDGE + _LANES)
+
+
+@_jit
+def _accumulate(n, m, band, gamma, start, packed, left, ahead, mantissa, exponent):
+    """p of the diagonals up to the middle one (ahead) or, from the end, of those beyond it.
+
+    mantissa and exponent are left with the last two of them. Weights replace the packed costs and
+    fill left, if that has room.
+    """
+    width = len(mantissa) // 3
+    mantissa[:] = 1
     unreachable = -1 << (8 * packed.itemsize - 2)
     exponent[:] = unreachable
-    exponent[width] = 0  # p = 1 before (0, 0), on diagonal -2
     real = np.empty(4 * _PART, packed.dtype)
     whole = _integers_like(real)
     scale = np.empty(2, packed.dtype)
     scale[0] = math.log2(math.e) / gamma
     scale[1] = math.log2(math.e) / gamma - scale[0]
-    for d in range(n + m - 1):
-        d0, d1, d2 = d % 3 * width, (d + 2) % 3 * width, (d + 1) % 3 * width
+    last = n + m - 2
+    if ahead:
+        d, end, step, shift = 0, last // 2 + 1, 1, 0
+        exponent[-2 % 3 * width + _EDGE - 1] = 0  # p = 1 before (0, 0), on diagonal -2
+    else:
+        d, end, step, shift = last, last // 2, -1, 1
+        exponent[(last + 2) % 3 * width + _EDGE + n] = 0
+    while d != end:
+        d0, d1, d2 = d % 3 * width, (d - step) % 3 * width, (d - 2 * step) % 3 * width
         first, stop = _rows(d, n, m, band)
         for i in range(first, stop, _BLOCK):
+            column = i + _EDGE
             _soft_step(
                 mantissa,
                 exponent,
-                (np.uintp(d2 + i), np.uintp(d1 + i), np.uintp(d0 + i + 1)),
+                (
+                    np.uintp(d2 + column - 1 + 2 * shift),
+                    np.uintp(d1 + column - 1 + shift),
+                    np.uintp(d0 + column),
+                ),
                 packed,
                 left,
                 np.uintp(start[d] + i),
@@ -304,14 +338,84 @@ def _soft_forward(n, m, band, gamma, start, packed, left):
                 whole,
                 (scale[0], scale[1]),
             )
-        exponent[d0 + first] = exponent[d0 + stop + 1] = unreachable
-    last = (n + m - 2) % 3 * width + n
-    return -gamma * (math.log(mantissa[last]) + exponent[last] * math.log(2.0))
+        exponent[d0 + first + _EDGE - 1] = exponent[d0 + stop + _EDGE] = unreachable
+        d += step
+
+
+@_jit
+def _crossing(mantissa, exponent, a, other_mantissa, other_exponent, b, top):
+    """2^-top times the p of all paths through two cells, one of each half; 0 if there are none."""
+    unreachable = -1 << (8 * mantissa.itemsize - 3)
+    if exponent[a] < unreachable or other_exponent[b] < unreachable:
+        return 0.0
+    power = np.int64(exponent[a]) + np.int64(other_exponent[b]) - top
+    return np.float64(mantissa[a]) * np.float64(other_mantissa[b]) * 2.0 ** np.float64(power)
+
+
+@_jit
+def _meet(n, m, band, gamma, ahead, back, expected, jumps, expected_back, jumps_back):
+    """r of the last cell, from (mantissa, exponent) of the two halves.
+
+    The arrays for the alignment, if they have room, get that of the two diagonals at the border,
+    and of the next one on either side what paths bring that jump over the border's diagonal.
+    """
+    (mantissa, exponent), (mantissa_back, exponent_back) = ahead, back
+    width = len(mantissa) // 3
+    middle = (n + m - 2) // 2
+    before, here = (middle - 1) % 3 * width + _EDGE, middle % 3 * width + _EDGE
+    after, beyond = (middle + 1) % 3 * width + _EDGE, (middle + 2) % 3 * width + _EDGE
+    first, stop = _rows(middle, n, m, band)
+    top = np.int64(-1) << 62
+    for i in range(first, stop):
+        best = max(exponent_back[after + i], exponent_back[after + i + 1])
+        best = max(best, exponent_back[beyond + i + 1])
+        top = max(top, np.int64(exponent[here + i]) + np.int64(best))
+    first, stop = _rows(middle - 1, n, m, band)
+    for i in range(first, stop):
+        best = exponent_back[after + i + 1]
+        top = max(top, np.int64(exponent[before + i]) + np.int64(best))
+    total = 0.0
+    for keep in (False, True):
+        if keep and not len(expected):
+            break
+        if keep:
+            expected[:] = 0
+            expected_back[:] = 0
+            jumps[:] = 0
+            jumps_back[:] = 0
+        first, stop = _rows(middle, n, m, band)
+        for i in range(first, stop):
+            a = here + i
+            right = _crossing(mantissa, exponent, a, mantissa_back, exponent_back, after + i, top)
+            down = _crossing(
+                mantissa, exponent, a, mantissa_back, exponent_back, after + i + 1, top
+            )
+            over = _crossing(
+                mantissa, exponent, a, mantissa_back, exponent_back, beyond + i + 1, top
+            )
+            if keep:
+                expected[a] = (right + down + over) / total
+                expected_back[after + i] += right / total
+                expected_back[after + i + 1] += down / total
+                jumps_back[_EDGE + i + 1] = over / total
+            else:
+                total += right + down + over
+        first, stop = _rows(middle - 1, n, m, band)
+        for i in range(first, stop):
+            over = _crossing(
+                mantissa, exponent, before + i, mantissa_back, exponent_back, after + i + 1, top
+            )
+            if keep:
+                jumps[_EDGE + i] = over / total
+                expected_back[after + i + 1] += over / total
+            else:
+                total += over
+    return -gamma * (math.log(total) + top * math.log(2.0))
 
 
 @_jit
 def _hard_forward(n, m, band, start, packed, left):
-    """As _soft_forward, of the best path; ties go to (i-1, j-1), then to (i-1, j)."""
+    """r of the best path; as weights, ties go to (i-1, j-1), then to (i-1, j)."""
     width = n + 2
     left[:] = 0
     total = np.full(3 * width, _UNREACHABLE)
@@ -338,24 +442,11 @@ def _smallest_gamma(largest, n, m, fraction_bits, exponent_bits):
 
 
 @_jit
-def _forward(n, m, band, gamma, largest, start, packed, left):
-    """Soft-DTW of packed costs; weights replace them and fill left, if that has room."""
-    one_path = min(n, m) == 1 or band == 0  # whose cost may be less than gamma's rounding
-    if gamma == 0 or one_path:
-        return _hard_forward(n, m, band, start, packed, left)
-    if packed.itemsize == 4 and gamma >= max(_smallest_gamma(largest, n, m, 23, 32), 1e-30):
-        return _soft_forward(n, m, band, gamma, start, packed, left)
-    # A gamma of less than 2^-50 of the costs is lost in their sums' rounding, too.
-    gamma = max(gamma, _smallest_gamma(largest, n, m, 52, 64), 1e-300)
-    wide, wide_left = packed.astype(np.float64), left.astype(np.float64)
-    value = _soft_forward(n, m, band, gamma, start, wide, wide_left)
-    packed[:], left[:] = wide, wide_left
-    return value
-
-
-@_jit
 def _flow(expected, rows, packed, left, here, size):
-    """Alignment of consecutive cells of a diagonal from the two diagonals after it."""
+    """Alignment of consecutive cells of a diagonal from the two diagonals whose weights are given.
+
+    They are those after it or, in the second half, before it.
+    """
     (d2, d1, d0), (here2, here1) = rows, here
     next_, one, zero = np.uintp(1), np.float32(1), np.float32(0)
     for k in range(size):
@@ -369,30 +460,113 @@ def _flow(expected, rows, packed, left, here, size):
 
 
 @_jit
-def _backward(n, m, band, start, packed, left):
-    """Replace the weights in packed by the alignment."""
-    width = n + 2 + _LANES
-    expected = np.zeros(3 * width, packed.dtype)
+def _outwards(n, m, band, start, packed, left, border, step, given, jumps):
+    """Replace the weights in packed by the alignment, from diagonal border to the first or last.
+
+    given has the border's alignment; jumps, what else the next diagonal gets.
+    """
+    expected = given.copy()  # which LLVM knows not to overlap with the other arrays
+    width = len(expected) // 3
     last = n + m - 2
-    expected[last % 3 * width + n] = 1
-    for d in range(last - 1, -3, -1):
-        d0, d1, d2 = d % 3 * width, (d + 1) % 3 * width, (d + 2) % 3 * width
-        if d >= 0:
+    shift = 0 if step < 0 else 1
+    d = border
+    while 0 <= d - 2 * step <= last or d == border or d - step == border:
+        d0, d1, d2 = d % 3 * width, (d - step) % 3 * width, (d - 2 * step) % 3 * width
+        if d != border and 0 <= d <= last:
             first, stop = _rows(d, n, m, band)
+            column = first + _EDGE
+            # Nothing is expected of the diagonal before the border, whatever the weights.
+            from2 = d - 2 * step if d - step != border else border
             _flow(
                 expected,
-                (np.uintp(d2 + first + 1), np.uintp(d1 + first + 1), np.uintp(d0 + first + 1)),
+                (
+                    np.uintp(d2 + column - 2 * shift),
+                    np.uintp(d1 + column - shift),
+                    np.uintp(d0 + column),
+                ),
                 packed,
                 left,
-                (np.uintp(start[d + 2] + first), np.uintp(start[d + 1] + first)),
+                (
+                    np.uintp(start[from2] + first - 2 * shift),
+                    np.uintp(start[d - step] + first - shift),
+                ),
                 np.uintp(_padded(stop - first)),
             )
-            expected[d0 + first] = expected[d0 + stop + 1] = 0
-        if d + 2 <= last:
-            first, stop = _rows(d + 2, n, m, band)
-            source, target = np.uintp(d2 + first + 1), np.uintp(start[d + 2] + first)
+            if d - step == border:
+                for i in range(first, stop):
+                    expected[d0 + i + _EDGE] += jumps[i + _EDGE]
+            expected[d0 + column - 1] = expected[d0 + stop + _EDGE] = 0
+        if d != border and d - step != border:
+            first, stop = _rows(d - 2 * step, n, m, band)
+            source = np.uintp(d2 + first + _EDGE)
+            target = np.uintp(start[d - 2 * step] + first)
             for k in range(np.uintp(stop - first)):
                 packed[target + k] = expected[source + k]
+        d += step
+
+
+@_jit
+def _hard(n, m, band, start, packed, left):
+    """DTW of packed costs, which the best path replaces if left has room."""
+    value = _hard_forward(n, m, band, start, packed, left)
+    if len(left):
+        expected = np.zeros(_three_diagonals(n), packed.dtype)
+        last = n + m - 2
+        expected[last % 3 * (len(expected) // 3) + n - 1 + _EDGE] = 1
+        _outwards(n, m, band, start, packed, left, last, -1, expected, np.zeros_like(expected))
+    return value
+
+
+@_jit
+def _soft(n, m, band, gamma, start, packed, left):
+    """Soft-DTW of packed costs, which the alignment replaces if left has room."""
+    size = _three_diagonals(n)
+    mantissa, back = np.empty(size, packed.dtype), np.empty(size, packed.dtype)
+    exponent, exponent_back = _integers_like(mantissa), _integers_like(mantissa)
+    _accumulate(n, m, band, gamma, start, packed, left, True, mantissa, exponent)
+    _accumulate(n, m, band, gamma, start, packed, left, False, back, exponent_back)
+    arrays = np.empty((4, size if len(left) else 0), packed.dtype)
+    expected, jumps, expected_back, jumps_back = arrays
+    value = _meet(
+        *(n, m, band, gamma, (mantissa, exponent), (back, exponent_back)),
+        *(expected, jumps, expected_back, jumps_back),
+    )
+    if len(left):
+        middle = (n + m - 2) // 2
+        _outwards(n, m, band, start, packed, left, middle, -1, expected, jumps)
+        _outwards(n, m, band, start, packed, left, middle + 1, 1, expected_back, jumps_back)
+    return value
+
+
+@_jit
+def _is_hard(n, m, band, gamma):
+    """Whether there is no smoothing, or a single path, whose cost gamma's rounding may exceed."""
+    return gamma == 0 or min(n, m) == 1 or band == 0
+
+
+@_jit
+def _fits_float32(n, m, gamma, largest):
+    return gamma >= max(_smallest_gamma(largest, n, m, 23, 32), 1e-30)
+
+
+@_jit
+def _solve(n, m, band, gamma, largest, start, packed, left):
+    """Soft-DTW of packed costs, which the alignment replaces if left has room."""
+    if not largest < np.inf:
+        packed[:] = np.nan
+        return np.nan
+    left[:_LANES] = 0
+    left[-2 * _LANES :] = 0
+    if _is_hard(n, m, band, gamma):
+        return _hard(n, m, band, start, packed, left)
+    if packed.itemsize == 4 and _fits_float32(n, m, gamma, largest):
+        return _soft(n, m, band, gamma, start, packed, left)
+    # A gamma of less than 2^-50 of the costs is lost in their sums' rounding, too.
+    gamma = max(gamma, _smallest_gamma(largest, n, m, 52, 64), 1e-300)
+    wide, wide_left = packed.astype(np.float64), left.astype(np.float64)
+    value = _soft(n, m, band, gamma, start, wide, wide_left)
+    packed[:] = wide
+    return value
 
 
 @_jit
@@ -401,18 +575,10 @@ def _utterance(cost, alignment, n, m, gamma, band, start, packed, left):
     size = _layout(n, m, band, start)
     keep = len(left) > 0
     packed, left = packed[:size], left[: size if keep else 0]
-    largest = _pack(cost, start, n, m, band, packed)
-    if largest < np.inf:
-        left[:_LANES] = 0
-        left[-2 * _LANES :] = 0
-        value = _forward(n, m, band, gamma, largest, start, packed, left)
-        if keep:
-            _backward(n, m, band, start, packed, left)
-    else:
-        value = np.nan
-        packed[:] = np.nan
+    largest = _pack(cost, start, n, m, band, (0, n), packed)
+    value = _solve(n, m, band, gamma, largest, start, packed, left)
     if keep:
-        _unpack(packed, start, n, m, band, alignment)
+        _unpack(packed, start, n, m, band, (0, n), alignment)
     return value
 
 
@@ -434,6 +600,54 @@ def _share(cost, alignment, lengths, gamma, band, utterances, packed, left, valu
         value[b] = _utterance(cost[b], alignment[b], n, m, gamma, band, start, packed, left)
 
 
+def _in_halves(
+    cost: np.ndarray,
+    alignment: np.ndarray,
+    keep: bool,
+    n: int,
+    m: int,
+    gamma: float,
+    band: int,
+    pool: ThreadPoolExecutor,
+) -> float:
+    """As _utterance, on two threads; the pool has one to spare."""
+
+    def both(work: Callable[[int], object]) -> tuple:
+        other = pool.submit(work, 1)
+        return work(0), other.result()
+
+    start = np.empty(n + m + 1, np.int64)
+    room = _layout(n, m, band, start)
+    packed = np.empty(room, cost.dtype)
+    left = np.empty(room if keep else 0, cost.dtype)
+    rows = (0, n // 2), (n // 2, n)
+    largest = np.maximum(*both(lambda k: _pack(cost, start, n, m, band, rows[k], packed)))
+    if (
+        cost.dtype == np.float32
+        and largest < np.inf
+        and not _is_hard(n, m, band, gamma)
+        and _fits_float32(n, m, gamma, largest)
+    ):
+        left[:_LANES] = left[-2 * _LANES :] = 0
+        size = _three_diagonals(n)
+        states = [(np.empty(size, np.float32), np.empty(size, np.int32)) for _ in range(2)]
+        both(lambda k: _accumulate(n, m, band, gamma, start, packed, left, k == 0, *states[k]))
+        given = np.empty((2, 2, size if keep else 0), np.float32)
+        value = _meet(n, m, band, gamma, *states, *given.reshape(4, -1))
+        if keep:
+            border = (n + m - 2) // 2
+            both(
+                lambda k: _outwards(
+                    *(n, m, band, start, packed, left, border + k, 2 * k - 1, *given[k])
+                )
+            )
+    else:
+        value = _solve(n, m, band, gamma, largest, start, packed, left)
+    if keep:
+        both(lambda k: _unpack(packed, start, n, m, band, rows[k], alignment))
+    return value
+
+
 def align(
     cost: Tensor,
     x_lengths: Tensor,
@@ -447,35 +661,35 @@ def align(
     value = np.empty(len(cost), cost.dtype)
     lengths = torch.stack([x_lengths, y_lengths], dim=1)
     band = max(cost.shape[1:]) if bandwidth is None else bandwidth
+    gamma = float(gamma)
     cells = lengths.prod(dim=1)
     longest_first = torch.argsort(cells, descending=True, stable=True).numpy()
-    work = 1 + int(cells.sum()) // _CELLS_A_THREAD
-    threads = min(torch.get_num_threads(), max(len(cost), 1), work)
+    threads = min(torch.get_num_threads(), 1 + int(cells.sum()) // _CELLS_A_THREAD)
+    in_halves = threads >= 2 * len(cost)
+    workers = max(min(threads // 2 if in_halves else threads, len(cost)), 1)
     lengths = lengths.numpy()
     # numpy's memory, unlike torch's or numba's, asks for huge pages.
-    room = _room(lengths, band)
-    packed = np.empty((threads, room), cost.dtype)
-    left = np.empty((threads, room if with_alignment else 0), cost.dtype)
     alignment = np.empty_like(cost) if with_alignment else cost
+    room = 0 if in_halves else _room(lengths, band)
+    packed = np.empty((workers, room), cost.dtype)
+    left = np.empty((workers, room if with_alignment else 0), cost.dtype)
 
-    def share(thread: int) -> None:
-        utterances = longest_first[thread::threads]
-        _share(
-            cost,
-            alignment,
-            lengths,
-            float(gamma),
-            band,
-            utterances,
-            packed[thread],
-            left[thread],
-            value,
-        )
+    def share(worker: int, pool: ThreadPoolExecutor) -> None:
+        utterances = longest_first[worker::workers]
+        if in_halves:
+            for b in utterances:
+                options = (*lengths[b], gamma, band, pool)
+                value[b] = _in_halves(cost[b], alignment[b], with_alignment, *options)
+        else:
+            _share(
+                *(cost, alignment, lengths, gamma, band, utterances),
+                *(packed[worker], left[worker], value),
+            )
 
     # Not numba's own threads: they share an OpenMP runtime with torch and change its settings.
-    with ThreadPoolExecutor(threads) as pool:
-        others = [pool.submit(share, thread) for thread in range(1, threads)]
-        share(0)
+    with ThreadPoolExecutor(2 * workers if in_halves else workers) as pool:
+        others = [pool.submit(share, worker, pool) for worker in range(1, workers)]
+        share(0, pool)
         for other in others:
             other.result()
     return torch.from_numpy(value), torch.from_numpy(alignment) if with_alignment else None

@@ -13,6 +13,12 @@ from posinv.errors import InputError
 from posinv.files import read_yaml
 from posinv.tasks.trainer import SeededTrainer
 
+# What an enhancement model is built from, criteria apart.
+MODEL_OPTIONS = (
+    *("encoder", "encoder_conf", "separator", "separator_conf", "decoder", "decoder_conf"),
+    *("mask_module", "mask_module_conf", "model_conf"),
+)
+
 
 def _tell_criteria(model: torch.nn.Module, args: tuple, kwargs: dict) -> None:
     """Hand each SSL criterion the batch's utterance ids and lengths.
@@ -32,12 +38,19 @@ class EnhancementTask(enh.EnhancementTask):
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add ``--ssl`` and ``--criterion_file`` to ESPnet's options."""
+        """Add ``--ssl``, ``--model_config`` and ``--criterion_file`` to ESPnet's options."""
         super().add_task_arguments(parser)
         parser.add_argument(
             "--ssl",
             default=None,
             help="The SSL model (hub name or folder) of each ssl_* criterion whose conf has none.",
+        )
+        parser.add_argument(
+            "--model_config",
+            default=None,
+            help="YAML file whose encoder, separator and decoder, with their options, take the "
+            "place of those given; such as the config.yaml of the training that --init_param "
+            "comes from.",
         )
         parser.add_argument(
             "--criterion_file",
@@ -53,8 +66,12 @@ class EnhancementTask(enh.EnhancementTask):
             InputError: an unknown criterion, wrapper or separator, an unknown option of one of
                 posinv's, or an SSL criterion without a model.
         """
+        # All is written back, so that the saved config.yaml stands alone.
+        if getattr(args, "model_config", None):
+            for name, value in read_model(Path(args.model_config)).items():
+                setattr(args, name, value)
+            args.model_config = None
         if getattr(args, "criterion_file", None):
-            # Written back, so that the saved config.yaml stands alone; so is the SSL model below.
             args.criterions = _read_criteria(Path(args.criterion_file))
             args.criterion_file = None
         _check_name("separator", args.separator, enh.separator_choices)
@@ -73,6 +90,22 @@ class EnhancementTask(enh.EnhancementTask):
         if model.loss_wrappers:
             model.register_forward_pre_hook(_tell_criteria, with_kwargs=True)
         return model
+
+
+def read_model(path: Path) -> dict[str, object]:
+    """Read an enhancement model's options (encoder, separator, decoder, ...) from YAML.
+
+    Args:
+        path: a configuration for ``enh_train``, or the ``config.yaml`` that it left.
+
+    Raises:
+        InputError: no such file, not YAML, or no model there.
+    """
+    config = read_yaml(path, "--model_config")
+    if not isinstance(config, dict) or not {"encoder", "separator", "decoder"} <= config.keys():
+        raise InputError(f"--model_config {path}: must have encoder, separator and decoder")
+    defaults = {f"{name}_conf": {} for name in ("encoder", "separator", "decoder")}
+    return defaults | {name: config[name] for name in MODEL_OPTIONS if name in config}
 
 
 def _read_criteria(path: Path) -> list[dict]:

@@ -11,6 +11,7 @@ from espnet2.tasks import asr, enh
 from espnet2.train.class_choices import ClassChoices
 
 from posinv.criterion import CRITERIA
+from posinv.encoder import BLSTMEncoder
 from posinv.frontend import EnhSSLFrontend, SSLFrontend
 from posinv.separator import DemucsSeparator
 
@@ -26,4 +27,4 @@ _insert(enh.separator_choices, demucs=DemucsSeparator)
 _insert(enh.criterion_choices, **CRITERIA)
 _insert(asr.frontend_choices, ssl=SSLFrontend, enh_ssl=EnhSSLFrontend)
 # ESPnet has this class and does not list it for ASR; SUPERB's phoneme head is a linear layer.
-_insert(asr.encoder_choices, linear=LinearEncoder)
+_insert(asr.encoder_choices, linear=LinearEncoder, blstm=BLSTMEncoder)

@@ -25,7 +25,7 @@ TOY = {
         }
     },
     "se": SEPARATOR,
-    "finetune": SEPARATOR,
+    "finetune": {},
     "ssft": {
         "model_conf": {"projection_size": 16},
         "scheduler_conf": {"total_steps": 3},
@@ -34,6 +34,15 @@ TOY = {
     "pr": HEAD,
     "asr": HEAD,
 }
+
+
+def shrink(path: Path, changes: dict) -> None:
+    """Change a training configuration, mappings key by key, and cut it to one epoch."""
+    config = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    config.update(max_epoch=1, num_workers=0)
+    path.write_text(yaml.safe_dump(config))
 
 
 class Recipe:
@@ -56,18 +65,13 @@ class Recipe:
 def checkout(tmp_path_factory):
     """The parts of the checkout that recipes need, under a path with spaces."""
     top = tmp_path_factory.mktemp("a path") / "with spaces"
-    ignored = shutil.ignore_patterns("data", "dump", "exp", "RESULTS.md")
+    ignored = shutil.ignore_patterns("data", "dump", "exp", "downloads", "RESULTS*.md")
     shutil.copytree(ROOT / "egs", top / "egs", symlinks=True, ignore=ignored)
     shutil.copytree(ROOT / "conf", top / "conf", symlinks=True)
     for name in ("posinv", "tools", "setup.cfg"):
         (top / name).symlink_to(ROOT / name)
     for name, changes in TOY.items():
-        path = top / "conf" / "small" / f"{name}.yaml"
-        config = yaml.safe_load(path.read_text())
-        for key, value in changes.items():
-            config[key] = config[key] | value if isinstance(value, dict) else value
-        config.update(max_epoch=1, num_workers=0)
-        path.write_text(yaml.safe_dump(config))
+        shrink(top / "conf" / "small" / f"{name}.yaml", changes)
     return top
 
 
@@ -75,3 +79,9 @@ def checkout(tmp_path_factory):
 def recipe(checkout):
     """A recipe by name, such as ``mini/enh1``."""
     return lambda name: Recipe(checkout, name)
+
+
+@pytest.fixture(scope="module")
+def shrink_config():
+    """The function that makes a configuration small."""
+    return shrink

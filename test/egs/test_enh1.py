@@ -1,8 +1,12 @@
 """The SE recipes, whole, at toy size, through their own run.sh."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +150,52 @@ def test_sentencepiece_tokens(mini):
     assert done.returncode == 0, done.stderr
     scores = json.loads((recipe.dir / "exp bpe/asr/best/decode/scores.json").read_text())
     assert set(scores) == {f"test_{name}" for name in SETS}
+
+
+def test_enhances_in_parts(mini):
+    recipe, _ = mini
+    out = recipe.dir / "exp" / "seed1" / "ssl_mse" / "enhanced"
+
+    def enhanced():
+        entries = [line.split(" ", 1) for line in (out / "spk1.scp").read_text().splitlines()]
+        return {name: soundfile.read(path)[0] for name, path in entries}
+
+    whole = enhanced()
+    options = ("--stage", 7, "--stop_stage", 7, "--inference_nj", 2)
+    done = recipe.run(*options, "--criteria", "ssl_mse")
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = enhanced()
+    assert list(parts) == list(whole)
+    assert all(np.array_equal(parts[name], whole[name]) for name in whole)
+    assert sorted(path.name for path in out.glob("part*")) == ["part.sh", "part1", "part2"]
+
+
+def test_killed_decoding_resumes(mini):
+    """Killed while it decodes the test sets, it keeps the validation set, and goes on."""
+    recipe, _ = mini
+    superb = recipe.dir / "exp/seed1/noisy/superb"
+    texts = {task: (superb / task / "best/decode/text").read_text() for task in ("pr", "asr")}
+    command = (superb / "superb.log").read_text().splitlines()[1].removeprefix("# ./superb.sh ")
+    command += " --inference_nj 2"
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec ./superb.sh {command}"], cwd=recipe.dir, start_new_session=True
+    )
+    part = superb / "decode" / "part2"
+    # The one part there is now makes room for two.
+    while not part.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert not (part / "done").exists()
+    done = subprocess.run(
+        ["bash", "-c", f"./superb.sh {command}"], cwd=recipe.dir, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "superb/decode_valid: 2 of 2 parts done already, by this command" in done.stdout
+    assert (part / "done").exists()
+    for task, text in texts.items():
+        assert (superb / task / "best/decode/text").read_text() == text
 
 
 BAD_AUDIO = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from posinv.audio import read_audio, write_audio
+from posinv.audio import open_recording, read_audio, write_audio
 from posinv.errors import InputError
 
 RATE = 16000
@@ -119,6 +119,31 @@ def test_bad_files(tmp_path, speech):
         with pytest.raises(InputError, match=message) as error:
             read_audio(str(tmp_path / name), RATE)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".wav", ".sph"])
+def test_pieces_of_a_recording(tmp_path, speech, suffix):
+    path = tmp_path / f"x y{suffix}"
+    kind = "NIST" if suffix == ".sph" else suffix[1:].upper()
+    soundfile.write(path, speech, RATE, "PCM_16", format=kind)
+    whole = read_audio(str(path), RATE)
+    for entry in (str(path), f"cat {shlex.quote(str(path))} |"):
+        recording = open_recording(entry)
+        assert (recording.sampling_rate, recording.num_samples) == (RATE, 1600)
+        for start, stop in ((0, 1600), (0, 1), (1599, 1600), (317, 1001)):
+            assert np.array_equal(recording.read(start, stop), whole[start:stop])
+        with pytest.raises(InputError, match="holds no samples"):
+            recording.read(5, 5)
+
+
+def test_bad_recordings(tmp_path, speech):
+    soundfile.write(tmp_path / "stereo.wav", np.stack([speech, speech], 1), RATE)
+    with pytest.raises(InputError, match="2 channels, one wanted"):
+        open_recording(str(tmp_path / "stereo.wav")).read(0, 10)
+    (tmp_path / "text.wav").write_text("hello" * 99)
+    for name, message in (("none.wav", "no such audio file"), ("text.wav", "not audio")):
+        with pytest.raises(InputError, match=message):
+            open_recording(str(tmp_path / name))
 
 
 def test_other_rates_are_refused_or_resampled(tmp_path):

@@ -74,6 +74,13 @@ def test_data_dir_reads_back(data, tmp_path):
     assert lists.spk1["b-1"].endswith("b1 clean.wav")
 
 
+def test_clean_speech_needs_no_list_of_references(data):
+    (data / "spk1.scp").unlink()
+    lists = DataDir.read(data)
+    assert lists.spk1 == lists.wav
+    assert validate(data, RATE) == 7000
+
+
 def test_valid_data_in_a_path_with_spaces(data):
     assert validate(data, RATE, nj=1) == 7000
     assert validate(data, RATE, nj=2) == 7000
@@ -139,6 +146,10 @@ def damage_no_list(data):
     (data / "phn").unlink()
 
 
+def damage_segments(data):
+    (data / "segments").write_text("a-1 a 0 1\nb-1 b 0 1\n")
+
+
 def damage_empty_list(data):
     (data / "phn").write_text("\n")
 
@@ -158,7 +169,8 @@ DAMAGES = {
     damage_reference_length: r"utterance b-1: 3000 samples but 2999 in its clean reference",
     damage_short: r"utterance a-1: .*399 samples, shorter than one frame \(400\)",
     damage_speaker: r"utt2spk: utterance id a-1 must begin with its speaker id \(x\)",
-    damage_no_list: r"phn: no such file",
+    damage_no_list: r"phn: no such file: .*posinv.bin.import_data .* --lexicon FILE",
+    damage_segments: r"segments: not read here: .*posinv.bin.import_data",
     damage_empty_list: r"phn: empty",
 }
 

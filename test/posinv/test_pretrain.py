@@ -129,7 +129,7 @@ def test_units_are_the_nearest_centres():
 @settings(deadline=None)
 def test_time_mask_stays_in_the_utterance_and_leaves_context(lengths, seed):
     torch.manual_seed(seed)
-    mask = draw_time_mask(torch.tensor(lengths), 0.8, 10)
+    mask = draw_time_mask(torch.tensor(lengths), [str(i) for i in range(len(lengths))], 0.8, 10)
     assert mask.shape == (len(lengths), max(lengths))
     for row, n in zip(mask, lengths, strict=True):
         assert row[:n].any() and not row[n:].any()
@@ -141,19 +141,22 @@ def test_time_mask_stays_in_the_utterance_and_leaves_context(lengths, seed):
 
 def test_time_mask_covers_what_hubert_covers():
     n = 2000
-    mask = draw_time_mask(torch.tensor([n] * 50), 0.8, 10)
+    mask = draw_time_mask(torch.tensor([n] * 50), [str(i) for i in range(50)], 0.8, 10)
     # Starts without replacement at a rate of 0.08: a frame escapes ten of them.
     assert mask.float().mean() == pytest.approx(1 - (1 - 0.08) ** 10, abs=0.01)
 
 
-def test_time_mask_is_keyed_to_torchs_seed():
-    lengths = torch.tensor([100, 50])
-    draws = []
-    for seed in (1, 1, 2):
+def test_time_mask_depends_on_torchs_seed_and_the_utterance_alone():
+    def draw(seed, lengths, keys):
         torch.manual_seed(seed)
-        draws.append(draw_time_mask(lengths, 0.8, 10))
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
+        torch.rand(seed)
+        return draw_time_mask(torch.tensor(lengths), keys, 0.8, 10)
+
+    mask = draw(1, [100, 50], ["a", "b"])
+    assert torch.equal(draw(1, [50, 100], ["b", "a"]), mask.flip(0))
+    assert torch.equal(draw(1, [50], ["b"])[0], mask[1, :50])
+    assert not torch.equal(draw(2, [100, 50], ["a", "b"]), mask)
+    assert not torch.equal(draw(1, [100, 50], ["a", "c"])[1], mask[1])
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
@@ -164,7 +167,7 @@ def test_loss_is_that_of_each_utterance_alone_in_transformers(weight):
     torch.manual_seed(5)
     loss, stats, count = model(**batch)
     torch.manual_seed(5)
-    mask = draw_time_mask(batch["units_lengths"], 0.8, 10)
+    mask = draw_time_mask(batch["units_lengths"], batch["utt_id"], 0.8, 10)
     total, hits, unmasked = [], [], []
     for i, (n, m) in enumerate(zip(batch["speech_lengths"], batch["units_lengths"], strict=True)):
         wave = batch["speech"][i : i + 1, :n]
@@ -177,7 +180,7 @@ def test_loss_is_that_of_each_utterance_alone_in_transformers(weight):
         total.append(each[mask[i, :m]])
         unmasked.append(each[~mask[i, :m]])
         hits.append((logits.argmax(1) == batch["units"][i, :m])[mask[i, :m]])
-    expected = torch.cat(total).mean() + weight * torch.cat(unmasked).mean()
+    expected = torch.cat(total).mean() + weight * torch.cat(unmasked).sum() / mask.sum()
     torch.testing.assert_close(loss.squeeze(), expected)
     assert stats["acc"].item() == pytest.approx(torch.cat(hits).float().mean().item())
     assert count == mask.sum()

@@ -7,16 +7,18 @@ set -euo pipefail
 . ./lib.sh
 . ./stages.sh
 
-opt inference_nj 2 "systems enhanced at once"
 opt train_snrs "5 10 15 20" "SNRs in dB of the training and validation set"
 opt noisy_copies 1 "noisy copies of each training utterance"
-opt se_checkpoint "" "released DEMUCS checkpoint to start from; empty: pretrain the SE model"
-opt se_config conf/se.yaml "SE model, and its pretraining"
-opt finetune_config conf/finetune.yaml "fine-tuning, apart from the criterion"
+opt se_config conf/se.yaml "SE model (encoder, separator, decoder), and its pretraining"
+opt se_model "" "another SE model in its place, such as conf/se/tfgridnet.yaml or an ESPnet training's config.yaml"
+opt se_checkpoint "" "the SE model's weights, a released DEMUCS's or an ESPnet training's; empty: pretrain it here"
+opt finetune_config conf/finetune.yaml "fine-tuning, apart from model and criterion"
 opt criteria "ssl_mse ssl_mse_pad ssl_softdtw ssl_xcorr" "criteria to fine-tune with, each in conf/criteria/<name>.yaml"
+opt test_conditions "clean seen unseen shift rate" "of these: the test sets"
 parse_options "$@"
 . ./path.sh
-set_up clean seen unseen shift rate
+# shellcheck disable=SC2086  # a list
+set_up $test_conditions
 
 for criterion in $criteria; do
     require "conf/criteria/$criterion.yaml" "the configuration of --criteria $criterion"
@@ -60,11 +62,15 @@ train_se() {  # train_se DIR SEED CONFIG [INPUT ...] -- [ARG ...]
 }
 
 prepare_se() {
+    local model=()
     if [ -n "$se_checkpoint" ]; then
-        run_logged "$se/import.log" "$python" -m posinv.bin.enh_import --config "$se_config" \
-            --checkpoint "$se_checkpoint" --output_dir "$se"
+        run_logged "$se/import.log" "$python" -m posinv.bin.enh_import \
+            --config "${se_model:-$se_config}" --checkpoint "$se_checkpoint" --output_dir "$se"
     else
-        train_se "$se" 1 "$se_config" --
+        if [ -n "$se_model" ]; then
+            model=(--model_config "$se_model")
+        fi
+        train_se "$se" 1 "$se_config" ${se_model:+"$se_model"} -- "${model[@]}"
     fi
 }
 
@@ -72,9 +78,9 @@ finetune() {  # finetune CRITERION SEED
     local criterion=$1 seed=$2 ssl_files
     files_of "$ssl"
     train_se "$expdir/seed$seed/$criterion" "$seed" "$finetune_config" \
-        "conf/criteria/$criterion.yaml" "$se/valid.loss.best.pth" "${ssl_files[@]}" \
-        -- --criterion_file "conf/criteria/$criterion.yaml" --ssl "$ssl" \
-        --init_param "$se/valid.loss.best.pth"
+        "conf/criteria/$criterion.yaml" "$se/config.yaml" "$se/valid.loss.best.pth" \
+        "${ssl_files[@]}" -- --criterion_file "conf/criteria/$criterion.yaml" --ssl "$ssl" \
+        --model_config "$se/config.yaml" --init_param "$se/valid.loss.best.pth"
 }
 
 finetune_all() {
@@ -85,19 +91,21 @@ enhance() {  # enhance SYSTEM SEED
     local system=$1 seed=$2 out=$expdir/seed$2/$1/enhanced model scp=$raw/test_all/wav.scp
     model=$(se_model_of "$system" "$seed")
     if [ -n "$model" ]; then
-        run_logged "$out/inference.log" "$python" -m posinv.bin.enh_inference \
-            --ngpu "$ngpu" --fs "$sampling_rate" --output_dir "$out" \
-            --data_path_and_name_and_type "$scp,speech_mix,sound" \
+        run_parts "$out" "$scp" "$model/config.yaml" "$model/valid.loss.best.pth" \
+            -- "$python" -m posinv.bin.enh_inference --ngpu "$((ngpu > 0))" \
+            --fs "$sampling_rate" --output_dir "$out/part{job}" \
+            --data_path_and_name_and_type "$out/part{job}/list,speech_mix,sound" \
             --train_config "$model/config.yaml" --model_file "$model/valid.loss.best.pth"
         scp=$out/spk1.scp
+        merge_parts "$out/part{job}/spk1.scp" "$scp"
     fi
-    run_logged "$out/score.log" "$python" -m posinv.bin.score_enh --ref_scp "$raw/test_all/spk1.scp" \
+    run_job data "$out/score.log" "$python" -m posinv.bin.score_enh --ref_scp "$raw/test_all/spk1.scp" \
         --inf_scp "$scp" --utt2set "$raw/test_all/utt2set" --nj 1 --out "$out/scores.json"
 }
 
 enhance_all() {
     local seed system first=${seeds%% *}
-    set_max_jobs "$inference_nj"
+    set_max_jobs "$train_nj"
     for seed in $seeds; do
         for system in $systems; do
             mkdir -p "$expdir/seed$seed/$system"
@@ -126,12 +134,16 @@ recognise_all() {
 }
 
 make_table() {
-    local rows=("noisy=noisy input" "se=SE before fine-tuning")
+    local rows=("noisy=noisy input" "se=SE before fine-tuning") condition se_sets=()
     # shellcheck disable=SC2206  # a list
     rows+=($criteria)
+    for condition in "${conditions[@]}"; do
+        case $condition in seen | unseen) se_sets+=("${test_set}_$condition") ;; esac
+    done
     "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems "${rows[@]}" \
-        --sets "${test_sets[*]}" --se_sets "${test_set}_seen ${test_set}_unseen" --seeds "$seeds" \
-        --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --out "$results"
+        --sets "${test_sets[*]}" --se_sets "${se_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
+        --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" \
+        ${published:+--published "$published"}
 }
 
 run_stage 1 "data" prepare_data

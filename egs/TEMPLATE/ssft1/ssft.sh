@@ -7,7 +7,7 @@ set -euo pipefail
 . ./lib.sh
 . ./stages.sh
 
-opt ssft_config conf/ssft.yaml "fine-tuning, apart from the method"
+opt ssft_config conf/ssft.yaml "fine-tuning, apart from the method; empty: a method's file is all of it"
 opt methods "soft_dtw mse laser" "methods to fine-tune with, each in conf/methods/<name>.yaml"
 opt test_conditions clean "of clean, seen, unseen, shift, rate: the test sets"
 parse_options "$@"
@@ -27,19 +27,37 @@ model_of() {  # model_of SYSTEM SEED: its SSL model
     esac
 }
 
-# Noisy test sets, and the recordings that the noise-robust method takes its noise from.
+# Noisy test sets, and data/noise: the recordings that noise-robust methods take their noise from.
 make_noise() {
+    local method
     make_noisy_test_sets
-    run_logged data/log/noise.log "$python" -m posinv.bin.make_noise --out data/noise \
-        --noise_types "$seen_noises" --babble_src "data/$train_set" --seed "$noise_seed" --nj "$nj"
+    if [ "$recorded_noise" = only ]; then
+        # shellcheck disable=SC1091
+        . ./db.sh
+        for method in $methods; do
+            if grep -q '^ *noise_scp: data/noise/' "conf/methods/$method.yaml"; then
+                require "${NOISE_SEEN:-NOISE_SEEN}/wav.scp" "the recordings, listed, that $method takes its noise from; NOISE_SEEN in db.sh names their folder"
+                mkdir -p data/noise
+                cp "$NOISE_SEEN/wav.scp" data/noise/wav.scp
+            fi
+        done
+        return
+    fi
+    run_job data data/log/noise.log "$python" -m posinv.bin.make_noise --out data/noise \
+        --noise_types "$seen_noises" --babble_src "data/$train_set" --seed "$noise_seed" \
+        --nj "$nj" "${resampling[@]}"
 }
 
 finetune() {  # finetune METHOD SEED
     local method=$1 seed=$2 dir=$expdir/seed$2/$1 ssl_files train=$raw/$train_set valid=$raw/$valid_set
+    local files=("conf/methods/$1.yaml") config=(--config "conf/methods/$1.yaml")
+    if [ -n "$ssft_config" ]; then
+        files=("$ssft_config" "${files[@]}")
+        config=(--config "$ssft_config" --method_file "conf/methods/$method.yaml")
+    fi
     files_of "$ssl"
-    train "$dir" "$ssft_config" "conf/methods/$method.yaml" "$train/utt2num_samples" \
-        "${ssl_files[@]}" -- "$python" -m posinv.bin.ssft_train --config "$ssft_config" \
-        --method_file "conf/methods/$method.yaml" --ssl "$ssl" --seed "$seed" \
+    train "$dir" "${files[@]}" "$train/utt2num_samples" "${ssl_files[@]}" \
+        -- "$python" -m posinv.bin.ssft_train "${config[@]}" --ssl "$ssl" --seed "$seed" \
         --train_data_path_and_name_and_type "$train/wav.scp,speech,sound" \
         --valid_data_path_and_name_and_type "$valid/wav.scp,speech,sound" \
         --train_shape_file "$train/utt2num_samples" --valid_shape_file "$valid/utt2num_samples"
@@ -53,8 +71,8 @@ finetune_all() {
 measure_and_recognise() {  # measure_and_recognise SYSTEM SEED
     local dir=$expdir/seed$2/$1 model
     model=$(model_of "$1" "$2")
-    run_logged "$dir/collapse.log" "$python" -m posinv.bin.measure_collapse --ssl "$model" \
-        --wav_scp "$raw/$valid_set/wav.scp" --ngpu "$ngpu" --out "$dir/collapse.json"
+    run_job decode "$dir/collapse.log" "$python" -m posinv.bin.measure_collapse --ssl "$model" \
+        --wav_scp "$raw/$valid_set/wav.scp" --ngpu "$((ngpu > 0))" --out "$dir/collapse.json"
     recognise "$dir" "$model" "$2"
 }
 
@@ -65,7 +83,8 @@ recognise_all() {
 make_table() {
     "$python" -m posinv.bin.ssft_results --expdir "$expdir" --systems "$systems" \
         --sets "${test_sets[*]}" --seeds "$seeds" --title "$title" \
-        --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" --curves "$expdir/curves.png"
+        --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" --curves "$expdir/curves.png" \
+        ${published:+--published "$published"}
 }
 
 run_stage 1 "data" prepare_data

@@ -6,7 +6,7 @@ import pytest
 
 from posinv.errors import InputError
 from posinv.report.enhancement import enhancement_report
-from posinv.report.results import ABSENT
+from posinv.report.results import ABSENT, Published
 
 SETS = ["test_clean", "test_seen", "test_unseen"]
 SE_SETS = ["test_seen", "test_unseen"]
@@ -52,6 +52,19 @@ def tables(markdown: str) -> list[list[list[str]]]:
         [[cell.strip() for cell in line.strip("|").split(" | ")] for line in [rows[0], *rows[2:]]]
         for rows in lines
     ]
+
+
+def test_published_figures_stand_beside_ours(tmp_path):
+    write_experiment(tmp_path, ["1"])
+    published = Published({("ssl_mse", "asr", "test_seen"): ("5.9 %", "a table")})
+    text = enhancement_report(tmp_path, SYSTEMS, SETS, SE_SETS, ["1"], published)
+    plain = tables(report(tmp_path, ["1"]))
+    per, wer, se = tables(text)
+    assert (per, se) == (plain[0], plain[2])
+    columns = [[*row[:3], *row[4:]] for row in wer]
+    assert columns == plain[1]
+    assert [row[3] for row in wer] == ["published", "", "5.9 %"]
+    assert "\nPublished: ssl_mse, WER test_seen: 5.9 % (a table).\n" in text
 
 
 def test_one_seed(tmp_path):

@@ -10,6 +10,7 @@ from posinv.report.results import (
     ABSENT,
     BEGIN,
     END,
+    Published,
     aggregate,
     markdown_table,
     provenance,
@@ -125,3 +126,35 @@ def test_espnet_is_not_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_published(tmp_path):
+    path = tmp_path / "published.yaml"
+    path.write_text("- {system: base, task: pr, set: test_clean, figure: 4.84, source: s3prl}\n")
+    published = Published.read(path)
+    assert published.figures == {("base", "pr", "test_clean"): ("4.84", "s3prl")}
+    sets = ["test_clean", "test_seen"]
+    assert published.beside(sets, "pr", sets) == ["test_clean", "published", "test_seen"]
+    assert published.beside(["5.0", "9.0"], "pr", sets, "base") == ["5.0", "4.84", "9.0"]
+    assert published.beside(["5.0", "9.0"], "pr", sets, "laser") == ["5.0", "", "9.0"]
+    assert published.beside(["5.0", "9.0"], "asr", sets, "base") == ["5.0", "9.0"]
+    nothing = Published.read(None)
+    assert nothing.beside(sets, "pr", sets) == sets
+    assert nothing.sources() == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{system: base}",
+        "- {system: base, task: pr, set: x, figure: 1}",
+        "- {system: base, task: asv, set: x, figure: 1, source: y}",
+        "- 4.84",
+        "",
+    ],
+)
+def test_bad_published(tmp_path, text):
+    path = tmp_path / "published.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"--published .*published\.yaml"):
+        Published.read(path)

@@ -9,7 +9,7 @@ import yaml
 
 from posinv.errors import InputError
 from posinv.report.curves import plot_curves, read_epochs
-from posinv.report.results import ABSENT
+from posinv.report.results import ABSENT, Published
 from posinv.report.ssft import ssft_report
 
 SYSTEMS = ["base", "laser"]
@@ -68,6 +68,20 @@ def test_one_seed(expdir):
     ]
     # Two epochs of 1 and 2 minutes, as long again in validation.
     assert rows(text, "laser")[0] == ["laser", "20.0", "0.001", "70.0", "0.001", "6.0"]
+
+
+def test_published_figures_stand_beside_ours(expdir):
+    published = Published({("laser", "pr", "test_clean"): ("4.28", "the paper")})
+    text = ssft_report(expdir, SYSTEMS, ["test_clean"], ["1"], published)
+    assert rows(text, "SSL model")[0][:4] == [
+        "SSL model",
+        "PER test_clean",
+        "published",
+        "lr for PER",
+    ]
+    assert rows(text, "base")[0] == ["base", "0.0", "", "0.001", "50.0", "0.001", ABSENT]
+    assert rows(text, "laser")[0][:4] == ["laser", "20.0", "4.28", "0.001"]
+    assert "\n\nPublished: laser, PER test_clean: 4.28 (the paper).\n\n" in text
 
 
 def test_several_seeds(expdir):

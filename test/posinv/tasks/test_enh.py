@@ -98,10 +98,10 @@ def weights(folder, epoch):
 
 def test_resumed_run_is_the_unbroken_one(tmp_path, data, tiny_ssl):
     config = write_config(tmp_path)
-    options = ["--config", config, "--ssl", tiny_ssl, *data, "--output_dir"]
+    options = ["--config", config, "--ssl", tiny_ssl, *data, "--resume", "true", "--output_dir"]
     log = finish(enh_train(*options, tmp_path / "unbroken"))
     finish(enh_train(*options, tmp_path / "broken", "--max_epoch", 1))
-    finish(enh_train(*options, tmp_path / "broken"))
+    assert "The training was resumed" in finish(enh_train(*options, tmp_path / "broken"))
     first, second = (weights(tmp_path / name, 2) for name in ("unbroken", "broken"))
     assert all(torch.equal(first[key], second[key]) for key in first)
     # The draws differ from epoch to epoch, those of validation don't: same weights, same loss.

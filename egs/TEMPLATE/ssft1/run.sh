@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# What the corpus is, what the SSL model is, how long it takes and on what.
+set -euo pipefail
+export RECIPE_COMMAND="egs/CORPUS/NAME/run.sh${*:+ ${*@Q}}"
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+# The choices: ./run.sh --help lists all options. For example:
+#   --ssl_model facebook/hubert-base-ls960   (--pr_config, --asr_config: heads of its width)
+#   --methods "laser nrssft"                 conf/methods/*.yaml
+#   --resample true                          audio that isn't at 16 kHz
+./ssft.sh \
+    --title "CORPUS: an SSL model fine-tuned without labels" \
+    --asr_token_type char \
+    "$@"

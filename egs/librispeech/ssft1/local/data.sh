@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# LibriSpeech's train-clean-100, dev-clean and test-clean: data/{train,dev,test}. Corpora are where
+# db.sh says, or are downloaded.
+# shellcheck disable=SC2154  # opt assigns the options
+set -euo pipefail
+. ./lib.sh
+opt demand false "DEMAND's noises, too: data/demand/{seen,unseen} (true)"
+opt master64 false "the released DEMUCS, too: data/master64.th (true)"
+opt nj 2 "processes"
+parse_options "$@"
+. ./path.sh
+. ./db.sh
+checksums=${CHECKSUMS:-local/checksums.txt}
+require "$checksums" "CHECKSUMS in db.sh must name a list like local/checksums.txt"
+
+fetch() {  # fetch FILE URL [ARG ...]: $DOWNLOADS/FILE from URL/FILE
+    local file=$1 url=$2 sum
+    shift 2
+    sum=$(awk -v file="$file" '$1 == file { print $2 }' "$checksums")
+    if [ -n "$sum" ]; then
+        set -- "$@" --checksum "$sum"
+    else
+        log "$file: $checksums has no checksum of it: it is taken as it comes"
+    fi
+    python3 -m posinv.bin.download --url "$url/$file" --out "$DOWNLOADS/$file" "$@"
+}
+
+# ------------------------------------------------------------------------------ LibriSpeech
+subsets=(train:train-clean-100 dev:dev-clean test:test-clean)
+if [ -z "${LIBRISPEECH:-}" ]; then
+    for entry in "${subsets[@]}"; do
+        fetch "${entry#*:}.tar.gz" "$LIBRISPEECH_URL" --extract "$DOWNLOADS"
+    done
+    LIBRISPEECH=$DOWNLOADS/LibriSpeech
+fi
+lexicons=("${LIBRISPEECH_LEXICON[@]}")
+if [ -z "${lexicons[*]}" ]; then
+    lexicons=()
+    # SUPERB's, which S3PRL publishes: 200,000 words, and the corpus's others.
+    for file in librispeech-lexicon-200k-g2p.txt librispeech-lexicon-allothers-g2p.txt; do
+        fetch "$file" "$LIBRISPEECH_LEXICON_URL"
+        lexicons+=("$DOWNLOADS/$file")
+    done
+fi
+for entry in "${subsets[@]}"; do
+    IFS=: read -r set subset <<< "$entry"
+    require "$LIBRISPEECH/$subset" "LIBRISPEECH in db.sh must be the folder with train-clean-100, dev-clean and test-clean; empty: they are downloaded"
+    python3 -m posinv.bin.prepare_librispeech --librispeech "$LIBRISPEECH" \
+        --lexicon "${lexicons[@]}" --subset "$subset" --out "data/$set" --nj "$nj"
+done
+
+# ----------------------------------------------------------------- DEMAND, the released DEMUCS
+if [ "$demand" = true ]; then
+    if [ -z "${DEMAND:-}" ]; then
+        # SCAFE is not there at 16 kHz.
+        for name in {DKITCHEN,DLIVING,DWASHING,NFIELD,NPARK,NRIVER,OHALLWAY,OMEETING,OOFFICE}_16k \
+            {PCAFETER,PRESTO,PSTATION,SPSQUARE,STRAFFIC,TBUS,TCAR,TMETRO}_16k SCAFE_48k; do
+            fetch "$name.zip" "$DEMAND_URL" --extract "$DOWNLOADS/DEMAND"
+        done
+        DEMAND=$DOWNLOADS/DEMAND
+    fi
+    python3 -m posinv.bin.prepare_demand --demand "$DEMAND" --out data/demand
+fi
+if [ "$master64" = true ]; then
+    if [ -z "${MASTER64:-}" ]; then
+        fetch master64-8a5dfb4bb92753dd.th "$MASTER64_URL"
+        MASTER64=$DOWNLOADS/master64-8a5dfb4bb92753dd.th
+    fi
+    require "$MASTER64" "MASTER64 in db.sh must be the file of the released model; empty: it is downloaded"
+    ln -sfn "$(realpath "$MASTER64")" data/master64.th
+fi

@@ -1,0 +1,1 @@
+../../librispeech/ssft1/db.sh

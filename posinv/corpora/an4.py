@@ -1,0 +1,148 @@
+"""CMU AN4, the "census" corpus, in its original layout: NIST SPHERE files, transcripts, dictionary.
+
+``etc/an4_{train,test}.transcription`` has a line an utterance, ``<s> WORDS </s> (an251-fash-b)`` in
+training and ``WORDS (cen8-fcaw-b)`` in test; the audio is ``wav/an4_clstk/fash/an251-fash-b.sph``
+and ``wav/an4test_clstk/...``, the pronunciations ``etc/an4.dic``. Test speakers aren't in training.
+"""
+
+import re
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from posinv.corpora.lexicon import Lexicon
+from posinv.corpora.noise import generator
+from posinv.datadir import DataDir, whole_directory
+from posinv.errors import InputError
+
+AUDIO = {"train": "an4_clstk", "test": "an4test_clstk"}  # folders of wav/
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What :func:`prepare` made.
+
+    Attributes:
+        utterances: how many, by split.
+        speakers: how many, by split.
+        left_out: audio files without a transcript, in no split.
+    """
+
+    utterances: dict[str, int]
+    speakers: dict[str, int]
+    left_out: list[Path]
+
+
+def read_transcripts(path: Path | str) -> dict[str, str]:
+    """Read a ``.transcription`` file: words by file id, without sentence marks.
+
+    Utterances of no words are left out.
+
+    Raises:
+        InputError: no such file, a line without an id ``a-speaker-b`` in parentheses at its end,
+            or an id twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: set AN4 to the folder that has etc/ and wav/")
+    words: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r"(?:<s>)?(.*?)(?:</s>)?\s*\((\w+-\w+-\w+)\)", line.strip())
+        if not match:
+            raise InputError(
+                f"{path}: line {number}: must end in an id such as (an251-fash-b): mend it"
+            )
+        if match[2] in words:
+            raise InputError(f"{path}: line {number}: {match[2]} is there twice: remove one")
+        words[match[2]] = " ".join(match[1].split())
+    return {name: said for name, said in words.items() if said}
+
+
+def draw_dev_speakers(speakers: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """Draw the share of the training speakers that become the validation set, at least one.
+
+    Raises:
+        InputError: a fraction that isn't between 0 and 1, or nobody would be left.
+    """
+    speakers = sorted(speakers)
+    if not 0 < fraction < 1:
+        raise InputError(f"--dev_fraction {fraction}: must be between 0 and 1")
+    count = max(1, round(fraction * len(speakers)))
+    if count >= len(speakers):
+        raise InputError(
+            f"{len(speakers)} training speakers, {count} of them for the validation set: nobody is "
+            "left: lower --dev_fraction, or use more of the corpus"
+        )
+    order = generator(seed, "AN4 validation speakers").permutation(len(speakers))
+    return {speakers[i] for i in order[:count]}
+
+
+def prepare(an4: Path | str, out: Path | str, dev_fraction: float = 0.1, seed: int = 0) -> Prepared:
+    """Write ``out/train``, ``out/dev`` and ``out/test``, which point at the SPHERE files.
+
+    Validation speakers are drawn from the training set's (:func:`draw_dev_speakers`).
+
+    Args:
+        an4: the corpus, with ``etc`` and ``wav``.
+        out: parent of the three data directories; earlier ones are replaced.
+        dev_fraction: share of the training speakers that become the validation set.
+        seed: of that draw.
+
+    Raises:
+        InputError: as :func:`read_transcripts` and :func:`draw_dev_speakers`; a transcript without
+            audio; a word that isn't in the dictionary.
+    """
+    an4 = Path(an4).resolve()
+    left_out: list[Path] = []
+    found: dict[str, dict[str, tuple[Path, str]]] = {}  # split: id: audio, words
+    for split, folder in AUDIO.items():
+        transcripts = read_transcripts(an4 / "etc" / f"an4_{split}.transcription")
+        audio = {path.stem: path for path in sorted((an4 / "wav" / folder).rglob("*.sph"))}
+        missing = sorted(transcripts.keys() - audio.keys())
+        if missing:
+            raise InputError(
+                f"{an4 / 'wav' / folder}: no {missing[0]}.sph, which has a transcript "
+                f"({len(missing)} such): get the whole corpus"
+            )
+        left_out += [path for name, path in audio.items() if name not in transcripts]
+        found[split] = {name: (audio[name], said) for name, said in transcripts.items()}
+    dev_speakers = draw_dev_speakers(
+        {_speaker(name) for name in found["train"]}, dev_fraction, seed
+    )
+    found["dev"] = {
+        name: found["train"].pop(name)
+        for name in sorted(found["train"])
+        if _speaker(name) in dev_speakers
+    }
+    lexicon = Lexicon.read(an4 / "etc" / "an4.dic", g2p=False)
+    with ExitStack() as stack:
+        for split, utterances in found.items():
+            fresh = stack.enter_context(whole_directory(Path(out) / split))
+            wav: dict[str, str] = {}
+            text: dict[str, str] = {}
+            utt2spk: dict[str, str] = {}
+            for name, (path, said) in utterances.items():
+                first, speaker, last = name.split("-")
+                utt = f"{speaker}-{first}-{last}"
+                wav[utt], text[utt], utt2spk[utt] = str(path), said, speaker
+            phn = {utt: _phonemes(lexicon, utt, said) for utt, said in text.items()}
+            DataDir(wav, wav, text, phn, utt2spk).write(fresh)
+    return Prepared(
+        {split: len(utterances) for split, utterances in found.items()},
+        {split: len(set(map(_speaker, utterances))) for split, utterances in found.items()},
+        left_out,
+    )
+
+
+def _speaker(name: str) -> str:
+    return name.split("-")[1]
+
+
+def _phonemes(lexicon: Lexicon, utt: str, said: str) -> str:
+    try:
+        return lexicon.transcribe(said)
+    except InputError as error:
+        raise InputError(f"utterance {utt}: {error}") from error

@@ -1,0 +1,310 @@
+"""Data directories made of what others have prepared: Kaldi's directories and Lhotse's cuts.
+
+The source is only read. Utterances are renamed ``<speaker>-<utterance>`` where their id doesn't
+begin with the speaker's. What is a piece of a recording is cut out into a 16-bit FLAC file at the
+recording's own rate, one piece in memory at a time.
+"""
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posinv.audio import open_recording, write_audio
+from posinv.corpora.lexicon import Lexicon
+from posinv.datadir import DataDir, map_parallel, read_table, refuse_overlap, whole_directory
+from posinv.errors import InputError
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut, MonoCut
+
+# Times of segments are often rounded to hundredths, so that the last may end after its recording.
+ROUNDING_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import made.
+
+    Attributes:
+        utterances: how many.
+        speakers: how many.
+        cut_out: how many of the utterances are pieces of recordings, now FLAC files.
+        renamed: how many of the utterances are now ``<speaker>-<utterance>``.
+        predicted: a line on the words that the lexicon lacks; None without a lexicon.
+    """
+
+    utterances: int
+    speakers: int
+    cut_out: int
+    renamed: int
+    predicted: str | None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """From ``start`` seconds of a recording to ``end``, infinite for the recording's."""
+
+    recording: str
+    start: float
+    end: float
+
+
+def import_kaldi(
+    src: Path | str,
+    out: Path | str,
+    lexicon: Lexicon | None = None,
+    wav_root: Path | str = ".",
+    nj: int = 1,
+) -> Imported:
+    """Make a data directory of a Kaldi directory.
+
+    It has ``wav.scp`` (files, archives, commands), ``text``, ``utt2spk``, and may have ``segments``
+    (times in seconds, an end of -1 for the recording's end), ``spk1.scp`` and ``phn``.
+
+    Args:
+        src: the Kaldi directory.
+        out: the data directory to write; it appears whole or not at all, and replaces an earlier
+            one.
+        lexicon: what ``phn`` is made with where there is none.
+        wav_root: where the relative paths of ``wav.scp`` and ``spk1.scp`` start, and commands.
+        nj: number of processes.
+
+    Raises:
+        InputError: as :meth:`posinv.datadir.DataDir.read`; a segment of no recording, or one beyond
+            its recording by more than 0.01 s; no ``phn`` and no lexicon, or a word that it lacks.
+    """
+    src, out = Path(src), Path(out)
+    refuse_overlap(src, out)
+    if not src.is_dir():
+        raise InputError(f"{src}: no such Kaldi directory: correct its path")
+    audio = {"wav": _rooted(read_table(src / "wav.scp"), wav_root)}
+    if (src / "spk1.scp").exists():
+        audio["spk1"] = _rooted(read_table(src / "spk1.scp"), wav_root)
+    text, utt2spk = (read_table(src / name) for name in ("text", "utt2spk"))
+    segments = _read_segments(src / "segments") if (src / "segments").exists() else None
+    utts = segments or audio["wav"]
+    if (src / "phn").exists():
+        phn = read_table(src / "phn")
+        lexicon = None
+    else:
+        phn = _phonemes(text, lexicon, src / "phn")
+    placeholder = dict.fromkeys(utts, "")
+    wav = audio["wav"] if segments is None else placeholder
+    spk1 = audio.get("spk1", wav) if segments is None else placeholder
+    names = {utt: _utterance_id(utt, speaker, src) for utt, speaker in utt2spk.items()}
+    DataDir(wav, spk1, text, phn, utt2spk).check_lists(src)
+    with whole_directory(out) as fresh:
+        if segments is not None:
+            (fresh / "audio").mkdir()
+            jobs = [
+                (kind, recording, pieces)
+                for kind in audio
+                for recording, pieces in _by_recording(segments, audio[kind], src).items()
+            ]
+
+            def cut(job: tuple[str, str, dict[str, _Piece]]) -> None:
+                kind, recording, pieces = job
+                suffix = "" if kind == "wav" else f".{kind}"
+                files = {fresh / "audio" / f"{names[u]}{suffix}.flac": u for u in pieces}
+                _cut_out(audio[kind][recording], {f: pieces[u] for f, u in files.items()}, src)
+
+            for _ in map_parallel(cut, jobs, nj):
+                pass
+            wav = {utt: str(out / "audio" / f"{names[utt]}.flac") for utt in segments}
+            spk1 = wav
+            if "spk1" in audio:
+                spk1 = {utt: str(out / "audio" / f"{names[utt]}.spk1.flac") for utt in segments}
+        _write(fresh, names, DataDir(wav, spk1, text, phn, utt2spk))
+    return _report(names, utt2spk, len(segments or ()), lexicon)
+
+
+def import_cuts(src: Path | str, out: Path | str, lexicon: Lexicon | None, nj: int = 1) -> Imported:
+    """Make a data directory of Lhotse's cuts (``cuts.jsonl.gz``): one utterance a supervision.
+
+    Cuts are of one channel (``MonoCut``); what was asked of them lazily (speed, volume, another
+    sampling rate) is done. A supervision without a speaker is a speaker's only one.
+
+    Args:
+        src: the manifest, read line by line.
+        out: as :func:`import_kaldi`.
+        lexicon: what ``phn`` is made with.
+        nj: number of processes.
+
+    Raises:
+        InputError: no lhotse; not cuts, or others than ``MonoCut``; a cut without supervisions; a
+            supervision without text or beyond its cut, or whose id is there twice; no lexicon, or
+            a word that it lacks; audio that can't be read.
+    """
+    src, out = Path(src), Path(out)
+    if not src.is_file():
+        raise InputError(f"{src}: no such file: correct its path")
+    text: dict[str, str] = {}
+    utt2spk: dict[str, str] = {}
+    for cut in _read_cuts(src):
+        for supervision in _supervisions(cut, src):
+            utt = supervision.id
+            if utt in text:
+                raise InputError(f"{src}: supervision {utt} is there twice: rename one")
+            text[utt] = " ".join((supervision.text or "").split())
+            utt2spk[utt] = supervision.speaker or utt
+            if not text[utt]:
+                raise InputError(f"{src}: supervision {utt}: no text: leave it out of the cuts")
+    phn = _phonemes(text, lexicon, src)
+    names = {utt: _utterance_id(utt, speaker, src) for utt, speaker in utt2spk.items()}
+    with whole_directory(out) as fresh:
+        (fresh / "audio").mkdir()
+
+        def save(cut: "MonoCut") -> None:
+            for supervision in _supervisions(cut, src):
+                path = fresh / "audio" / f"{names[supervision.id]}.flac"
+                piece = cut.truncate(
+                    offset=max(0, supervision.start),
+                    duration=min(supervision.end, cut.duration) - max(0, supervision.start),
+                )
+                try:
+                    x = piece.load_audio()
+                except Exception as error:  # lhotse's readers raise many kinds
+                    raise InputError(
+                        f"{src}: cut {cut.id}: its audio can't be read ({error}): mend the manifest"
+                    ) from error
+                write_audio(path, x[0], cut.sampling_rate)
+
+        for _ in map_parallel(save, _read_cuts(src), nj):
+            pass
+        wav = {utt: str(out / "audio" / f"{names[utt]}.flac") for utt in names}
+        _write(fresh, names, DataDir(wav, wav, text, phn, utt2spk))
+    return _report(names, utt2spk, len(names), lexicon)
+
+
+def _rooted(table: dict[str, str], root: Path | str) -> dict[str, str]:
+    root = Path(root).resolve()
+    return {
+        key: f"cd {shlex.quote(str(root))} && {entry}" if entry.endswith("|") else str(root / entry)
+        for key, entry in table.items()
+    }
+
+
+def _read_segments(path: Path) -> dict[str, _Piece]:
+    pieces = {}
+    for utt, line in read_table(path).items():
+        try:
+            recording, start, end = line.split()
+            piece = _Piece(recording, float(start), math.inf if float(end) < 0 else float(end))
+        except ValueError:
+            raise InputError(
+                f"{path}: utterance {utt}: '{line}' must be a recording and two times in seconds "
+                "(for one of several channels, make it a recording of its own in wav.scp)"
+            ) from None
+        if not 0 <= piece.start < piece.end:
+            raise InputError(f"{path}: utterance {utt}: from {start} to {end} s: correct the times")
+        pieces[utt] = piece
+    return pieces
+
+
+def _by_recording(
+    segments: dict[str, _Piece], recordings: dict[str, str], src: Path
+) -> dict[str, dict[str, _Piece]]:
+    found: dict[str, dict[str, _Piece]] = {}
+    for utt, piece in segments.items():
+        if piece.recording not in recordings:
+            raise InputError(
+                f"{src / 'segments'}: utterance {utt}: no recording {piece.recording} in the "
+                ".scp file: add it, or remove the segment"
+            )
+        found.setdefault(piece.recording, {})[utt] = piece
+    return found
+
+
+def _cut_out(entry: str, pieces: dict[Path, _Piece], src: Path) -> None:
+    recording = open_recording(entry)
+    rate, samples = recording.sampling_rate, recording.num_samples
+    for path, piece in pieces.items():
+        start = round(piece.start * rate)
+        stop = samples if math.isinf(piece.end) else round(piece.end * rate)
+        if start >= min(stop, samples) or stop > samples + ROUNDING_SECONDS * rate:
+            raise InputError(
+                f"{src / 'segments'}: {path.stem}: from {piece.start:g} to "
+                f"{stop / rate:g} s of {piece.recording}, which has {samples / rate:g} s: correct "
+                "the segment or remove it"
+            )
+        write_audio(path, recording.read(start, min(stop, samples)), rate)
+
+
+def _read_cuts(src: Path) -> Iterator["Cut"]:
+    try:
+        from lhotse import CutSet
+    except ImportError:
+        raise InputError(f"{src}: Lhotse's cuts need lhotse: pip install lhotse") from None
+    try:
+        yield from CutSet.from_jsonl_lazy(src)
+    except InputError:
+        raise
+    except Exception as error:  # what gzip, JSON and lhotse's own parser raise
+        raise InputError(
+            f"{src}: not a manifest of cuts ({type(error).__name__}: {error}): give a cuts.jsonl.gz"
+        ) from error
+
+
+def _supervisions(cut: "Cut", src: Path) -> Sequence:
+    from lhotse import MonoCut
+
+    if not isinstance(cut, MonoCut):
+        raise InputError(
+            f"{src}: {type(cut).__name__} {getattr(cut, 'id', '')}: only MonoCut is read: save the "
+            "cuts' audio and take cuts of that"
+        )
+    if not cut.supervisions or not cut.has_recording:
+        what = "recording" if cut.supervisions else "supervision"
+        raise InputError(f"{src}: cut {cut.id}: no {what}: leave it out of the cuts")
+    sample = 1 / cut.sampling_rate
+    for supervision in cut.supervisions:
+        if supervision.start < -sample or supervision.end > cut.duration + sample:
+            raise InputError(
+                f"{src}: supervision {supervision.id}: from {supervision.start:g} to "
+                f"{supervision.end:g} s of a cut of {cut.duration:g} s: cut it whole"
+            )
+    return cut.supervisions
+
+
+def _phonemes(text: dict[str, str], lexicon: Lexicon | None, where: Path) -> dict[str, str]:
+    if lexicon is None:
+        raise InputError(f"{where}: no phonemes there, and nothing to make them of: give --lexicon")
+    phn = {}
+    for utt, words in text.items():
+        try:
+            phn[utt] = lexicon.transcribe(words)
+        except InputError as error:
+            raise InputError(f"utterance {utt}: {error}") from error
+    return phn
+
+
+def _utterance_id(utt: str, speaker: str, src: Path) -> str:
+    name = utt if utt.startswith(speaker) else f"{speaker}-{utt}"
+    if "/" in name or " " in name:
+        raise InputError(f"{src}: id {name}: it names a file, so no '/' or space: rename it")
+    return name
+
+
+def _write(fresh: Path, names: dict[str, str], data: DataDir) -> None:
+    if len(set(names.values())) < len(names):
+        raise InputError("two utterances have one id once <speaker>- is put in front: rename them")
+    tables = (
+        {names[utt]: value for utt, value in table.items()}
+        for table in (data.wav, data.spk1, data.text, data.phn, data.utt2spk)
+    )
+    DataDir(*tables).write(fresh)
+
+
+def _report(
+    names: dict[str, str], utt2spk: dict[str, str], cut_out: int, lexicon: Lexicon | None
+) -> Imported:
+    return Imported(
+        len(names),
+        len(set(utt2spk.values())),
+        cut_out,
+        sum(utt != name for utt, name in names.items()),
+        lexicon.describe_predicted() if lexicon else None,
+    )

@@ -1,0 +1,130 @@
+"""Pronunciation lexicons: words to phonemes."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from posinv.corpora.g2p import G2P
+from posinv.errors import InputError
+
+
+class Lexicon:
+    """Words to phonemes.
+
+    As SUPERB's phoneme recognition has it (S3PRL, ``downstream/ctc/corpus/libriphone.py``): a
+    word has its first pronunciation, stress stays on the vowels (``AH0``, ``AH1``), and nothing
+    stands for silence or the end of a word. SUPERB's two lexicons have every word of
+    LibriSpeech; how another word is said is predicted (:class:`posinv.corpora.g2p.G2P`, learnt
+    from the lexicon when first needed).
+
+    Args:
+        pronunciations: word to phonemes, separated by spaces. Case doesn't matter.
+        g2p: predict the words that aren't there (True), or refuse them.
+
+    Attributes:
+        predicted: how often each word was asked for that isn't in the lexicon.
+    """
+
+    def __init__(self, pronunciations: Mapping[str, str], g2p: bool = True):
+        self.predicted: Counter[str] = Counter()
+        self._g2p = g2p
+        self._guesses: dict[str, list[str]] = {}
+        self._known: dict[str, str] = {}
+        for word, phonemes in pronunciations.items():
+            self._known.setdefault(word.upper(), phonemes)
+
+    @classmethod
+    def read(cls, paths: Path | str | Iterable[Path | str], g2p: bool = True) -> "Lexicon":
+        """Read lexicon files; what the first file to have a word says of it counts.
+
+        Lines are ``WORD P1 P2 ...``, separated by spaces or tabs, as in LibriSpeech's lexicons.
+        Further pronunciations repeat the word or, as CMU Sphinx and CMUdict write, number it:
+        ``WORD(2)``. Empty lines and CMUdict's comments (``;;;`` in front, ``#`` behind) don't
+        count.
+
+        Raises:
+            InputError: a file that isn't there, isn't UTF-8 or has no words; a word without
+                phonemes.
+        """
+        pronunciations: dict[str, str] = {}
+        for path in [paths] if isinstance(paths, str | Path) else paths:
+            found = dict(reversed(list(_read(Path(path)))))  # the first of a word stays
+            if not found:
+                raise InputError(f"{path}: no words in it: name a pronunciation lexicon")
+            pronunciations = found | pronunciations
+        if not pronunciations:
+            raise InputError("no lexicon: name at least one file")
+        return cls(pronunciations, g2p)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, word: str) -> bool:
+        return word.upper() in self._known
+
+    def phonemes(self, word: str) -> list[str]:
+        """Return a word's phonemes, at least one.
+
+        Raises:
+            InputError: a word that isn't in the lexicon, with ``g2p`` off or of letters that no
+                word there has.
+        """
+        word = word.upper()
+        if word in self._known:
+            return self._known[word].split()
+        if not self._g2p:
+            raise InputError(f"'{word}' isn't in the lexicon: add it, or correct the transcript")
+        phonemes = self._predict(word)
+        self.predicted[word] += 1
+        return phonemes
+
+    def transcribe(self, text: str) -> str:
+        """Return the phonemes of a text's words, separated by spaces, as ``phn`` has them.
+
+        Raises:
+            InputError: as :meth:`phonemes`.
+        """
+        return " ".join(phoneme for word in text.split() for phoneme in self.phonemes(word))
+
+    def describe_predicted(self, examples: int = 5) -> str:
+        """Return a line for the log: how many words were predicted, the most frequent ones."""
+        if not self.predicted:
+            return "every word is in the lexicon"
+        frequent = sorted(self.predicted, key=lambda word: (-self.predicted[word], word))
+        shown = "; ".join(f"{word} {' '.join(self._predict(word))}" for word in frequent[:examples])
+        return (
+            f"{self.predicted.total()} words ({len(frequent)} different) aren't in the lexicon "
+            f"and were predicted: {shown}{'; ...' * (len(frequent) > examples)}"
+        )
+
+    def _predict(self, word: str) -> list[str]:
+        if word not in self._guesses:
+            self._guesses[word] = self._g2p_model(word)
+        if not self._guesses[word]:
+            raise InputError(
+                f"'{word}' isn't in the lexicon, nor has it letters that tell how it is said: add "
+                "it, or correct the transcript"
+            )
+        return self._guesses[word]
+
+    @cached_property
+    def _g2p_model(self) -> G2P:
+        return G2P(self._known)
+
+
+def _read(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: name a pronunciation lexicon") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason}): convert it") from error
+    for number, line in enumerate(lines, 1):
+        word, *phonemes = line.split(" #")[0].split() or [""]
+        if not word or word.startswith(";;;"):
+            continue
+        if not phonemes:
+            raise InputError(f"{path}: line {number}: no phonemes of '{word}': add them")
+        yield re.sub(r"(?<=.)\(\d+\)$", "", word).upper(), " ".join(phonemes)

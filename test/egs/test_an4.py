@@ -1,0 +1,79 @@
+"""The AN4 recipes, whole, at toy size, on the eight utterances of the sample."""
+
+import hashlib
+import tarfile
+
+import pytest
+
+from posinv.datadir import DataDir
+
+
+@pytest.fixture(scope="module")
+def db(shared_data, checkout):
+    """db.sh, where the sample is found."""
+    for task in ("enh1", "ssft1"):
+        path = checkout / "egs" / "an4" / task / "db.sh"
+        path.unlink()
+        path.write_text(f"AN4='{shared_data / 'an4_sample' / 'an4'}'\nNOISE_UNSEEN=\n")
+
+
+TOY = ["--ssl_units", 10, "--asr_lrs", "", "--pr_lrs", ""]
+
+
+def test_enh1(recipe, db):
+    an4 = recipe("an4/enh1")
+    done = an4.run(*TOY, "--criteria", "ssl_mse", "--test_conditions", "clean seen")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out, having no transcript: 1 audio files: cen7-fash-b.sph" in done.stdout
+    sets = {split: DataDir.read(an4.dir / "data" / split) for split in ("train", "dev", "test")}
+    assert sum(len(data.wav) for data in sets.values()) == 7
+    text = (an4.dir / "RESULTS.md").read_text()
+    assert text.startswith("# AN4: ")
+    assert "ssl_mse" in text
+
+
+def test_ssft1(recipe, db):
+    an4 = recipe("an4/ssft1")
+    done = an4.run(*TOY, "--methods", "laser")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "laser" in (an4.dir / "RESULTS.md").read_text()
+
+
+def test_tokens_of_the_training_set_alone_are_refused(recipe, db):
+    """Five utterances don't have every letter: what token_sets is for."""
+    an4 = recipe("an4/enh1")
+    done = an4.run(
+        *("--stage", 1, "--stop_stage", 3, "--token_sets", "", "--dumpdir", "dump other"),
+        *("--test_conditions", "clean"),
+    )
+    assert done.returncode != 0
+    assert "validate_data: error:" in done.stderr
+    assert "unknown" in done.stderr
+
+
+def test_the_corpus_is_downloaded_where_db_points_nowhere(recipe, shared_data, tmp_path):
+    """From a file address; the whole corpus is packed as the sample is here."""
+    an4 = recipe("an4/enh1")
+    archive = tmp_path / "an4_sphere.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(shared_data / "an4_sample" / "an4", "an4")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    only_data = ["--stop_stage", 1]
+
+    def db(checksum):
+        (an4.dir / "db.sh").unlink()
+        (an4.dir / "db.sh").write_text(
+            f"AN4=\nAN4_URL='file://{archive}'\nAN4_CHECKSUM={checksum}\n"
+        )
+
+    db(f"sha256:{'0' * 64}")
+    done = an4.run(*only_data)
+    assert done.returncode != 0
+    assert "download: error: " in done.stderr
+    db(f"sha256:{digest}")
+    for _ in range(2):
+        done = an4.run(*only_data)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "the whole corpus goes to downloads/an4" in done.stdout
+    test = DataDir.read(an4.dir / "data" / "test")
+    assert test.wav["mmxg-cen8-b"].startswith(str(an4.dir / "downloads" / "an4"))

@@ -1,0 +1,56 @@
+"""A recipe whole, at toy size, with an SE and an SSL model that posinv doesn't train itself."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import Data2VecAudioConfig, Data2VecAudioModel
+
+
+@pytest.fixture
+def data2vec(tmp_path):
+    """A data2vec-audio model of random weights, 32 wide."""
+    torch.manual_seed(0)
+    config = Data2VecAudioConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=[16] * 7,
+        num_conv_pos_embeddings=2,
+        conv_pos_kernel_size=7,
+        num_conv_pos_embedding_groups=4,
+    )
+    Data2VecAudioModel(config).save_pretrained(tmp_path / "data2vec")
+    return tmp_path / "data2vec"
+
+
+def test_tfgridnet_through_data2vec(recipe, checkout, data2vec):
+    small = {"n_layers": 1, "emb_dim": 4, "lstm_hidden_units": 4, "attn_approx_qk_dim": 130}
+    path = checkout / "conf" / "small" / "se" / "tfgridnet.yaml"
+    model = yaml.safe_load(path.read_text())
+    model["separator_conf"] |= small
+    path.write_text(yaml.safe_dump(model))
+    mini = recipe("mini/enh1")
+    done = mini.run(
+        *("--local_data_opts", "--minutes 0.5 --dev_minutes 0.1 --test_minutes 0.1"),
+        *("--ssl_model", data2vec, "--se_model", "conf/se/tfgridnet.yaml"),
+        *("--criteria", "ssl_mse", "--test_conditions", "clean seen"),
+        *("--token_sets", "train dev test", "--stop_stage", 7),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    tuned = mini.dir / "exp/seed1/ssl_mse"
+    config = yaml.safe_load((tuned / "config.yaml").read_text())
+    assert config["separator"] == "tfgridnet"
+    assert config["separator_conf"] == model["separator_conf"]
+    assert (tuned / "enhanced/scores.json").exists()
+    # Heads on the one system that has both models in it.
+    done = mini.run(
+        *("--dir", "exp/heads", "--ssl", data2vec, "--enh_dir", "exp/seed1/ssl_mse"),
+        script="superb.sh",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for task in ("pr", "asr"):
+        scores = json.loads((mini.dir / f"exp/heads/{task}/best/decode/scores.json").read_text())
+        assert scores.keys() == {"test_clean", "test_seen"}

@@ -1,0 +1,276 @@
+import sys
+
+import kaldiio
+import numpy as np
+import pytest
+import soundfile
+
+from posinv.audio import read_audio
+from posinv.corpora.imported import import_cuts, import_kaldi
+from posinv.corpora.lexicon import Lexicon
+from posinv.datadir import DataDir, validate
+from posinv.errors import InputError
+
+LEXICON = Lexicon({"ONE": "W AH N", "TWO": "T UW"}, g2p=False)
+
+
+def pcm(seed, samples, rate=16000):
+    return np.random.default_rng(seed).integers(-9000, 9000, samples).astype(np.int16)
+
+
+@pytest.fixture
+def kaldi(tmp_path):
+    """A Kaldi directory of three recordings (a file, an archive, a command) of 2 s."""
+    src = tmp_path / "a recipe" / "data" / "train"
+    src.mkdir(parents=True)
+    top = tmp_path / "a recipe"
+    x = [pcm(i, 32000) for i in range(3)]
+    soundfile.write(top / "rec0.flac", x[0], 16000)
+    kaldiio.save_ark(str(top / "wav.ark"), {"rec1": (16000, x[1])}, scp=str(top / "ark.scp"))
+    offset = (top / "ark.scp").read_text().rpartition(":")[2]
+    soundfile.write(top / "rec2.wav", x[2], 16000)
+    lists = {
+        "wav.scp": f"rec0 rec0.flac\nrec1 wav.ark:{offset}rec2 cat rec2.wav |\n",
+        "segments": "ann-a rec0 0.0 0.5\nann-b rec0 1.25 -1\nbob-a rec1 0.3 1.0\nbob-b rec2 0 2\n",
+        "text": "ann-a one\nann-b two\nbob-a one two\nbob-b TWO\n",
+        "utt2spk": "ann-a ann\nann-b ann\nbob-a bob\nbob-b bob\n",
+    }
+    for name, text in lists.items():
+        (src / name).write_text(text)
+    return src, x
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def snapshot(folder):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def samples(entry):
+    return np.rint(read_audio(entry, 16000) * 32768).astype(np.int16)
+
+
+@pytest.mark.parametrize("nj", [1, 2])
+def test_segments(kaldi, tmp_path, nj):
+    src, x = kaldi
+    before = snapshot(tmp_path / "a recipe")
+    made = import_kaldi(src, tmp_path / "out put", LEXICON, wav_root=src.parents[1], nj=nj)
+    assert snapshot(tmp_path / "a recipe") == before
+    assert (made.utterances, made.speakers, made.cut_out, made.renamed) == (4, 2, 4, 0)
+    assert made.predicted == "every word is in the lexicon"
+    data = DataDir.read(tmp_path / "out put")
+    expected = {
+        "ann-a": x[0][:8000],
+        "ann-b": x[0][20000:],
+        "bob-a": x[1][4800:16000],
+        "bob-b": x[2],
+    }
+    assert data.wav.keys() == expected.keys()
+    for utt, piece in expected.items():
+        assert np.array_equal(samples(data.wav[utt]), piece)
+    assert data.spk1 == data.wav
+    assert data.phn["bob-a"] == "W AH N T UW"
+    assert data.text["bob-a"] == "one two"
+    assert validate(tmp_path / "out put", 16000) == sum(map(len, expected.values()))
+
+
+def test_clean_references_are_cut_too(kaldi, tmp_path):
+    src, x = kaldi
+    (src / "spk1.scp").write_text("rec0 rec2.wav\nrec1 rec2.wav\nrec2 rec2.wav\n")
+    (src / "phn").write_text("ann-a W\nann-b T\nbob-a W T\nbob-b T\n")
+    made = import_kaldi(src, tmp_path / "out", wav_root=src.parents[1])
+    assert made.predicted is None
+    data = DataDir.read(tmp_path / "out")
+    assert np.array_equal(samples(data.spk1["ann-a"]), x[2][:8000])
+    assert np.array_equal(samples(data.wav["ann-a"]), x[0][:8000])
+    assert data.phn["bob-a"] == "W T"
+
+
+def test_without_segments_audio_stays_where_it_is(kaldi, tmp_path, monkeypatch):
+    src, x = kaldi
+    (src / "segments").unlink()
+    (src / "text").write_text("rec0 one\nrec1 one\nrec2 two\n")
+    (src / "utt2spk").write_text("rec0 ann\nrec1 rec1\nrec2 bob\n")
+    made = import_kaldi(src, tmp_path / "out", LEXICON, wav_root=src.parents[1])
+    assert (made.cut_out, made.renamed) == (0, 2)
+    data = DataDir.read(tmp_path / "out")
+    assert list(data.wav) == ["ann-rec0", "bob-rec2", "rec1"]
+    assert not (tmp_path / "out" / "audio").exists()
+    for utt, wave in zip(("ann-rec0", "rec1", "bob-rec2"), x, strict=True):
+        assert np.array_equal(samples(data.wav[utt]), wave)
+    # Relative paths start at the current folder unless wav_root says otherwise.
+    monkeypatch.chdir(src.parents[1])
+    import_kaldi(src, tmp_path / "here", LEXICON)
+    monkeypatch.chdir(tmp_path)
+    here = DataDir.read(tmp_path / "here").wav
+    assert np.array_equal(samples(here["ann-rec0"]), x[0])
+    assert here["bob-rec2"] == data.wav["bob-rec2"]
+
+
+def test_other_rates_are_kept(kaldi, tmp_path):
+    src, x = kaldi
+    soundfile.write(src.parents[1] / "rec0.flac", x[0], 8000)
+    import_kaldi(src, tmp_path / "out", LEXICON, wav_root=src.parents[1])
+    wave, rate = soundfile.read(tmp_path / "out/audio/ann-a.flac", dtype="int16")
+    assert rate == 8000
+    assert np.array_equal(wave, x[0][:4000])
+
+
+def test_an_end_that_was_rounded_up(kaldi, tmp_path):
+    src, x = kaldi
+    edit(src / "segments", "rec2 0 2", "rec2 1 2.01")
+    import_kaldi(src, tmp_path / "out", LEXICON, wav_root=src.parents[1])
+    assert np.array_equal(samples(str(tmp_path / "out/audio/bob-b.flac")), x[2][16000:])
+
+
+BAD = {
+    "beyond": ("segments", "rec2 0 2", "rec2 0 2.02", "bob-b: from 0 to 2.02 s of rec2, which has"),
+    "starts beyond": ("segments", "rec2 0 2", "rec2 2 -1", "bob-b: from 2 to 2 s of rec2"),
+    "backwards": ("segments", "1.25 -1", "1.25 0.5", "ann-b: from 1.25 to 0.5 s: correct"),
+    "negative": ("segments", "0.0 0.5", "-0.5 0.5", "ann-a: from -0.5"),
+    "nan": ("segments", "0.0 0.5", "0.0 nan", "ann-a: from 0.0 to nan"),
+    "channel": ("segments", "rec2 0 2", "rec2 0 2 1", "bob-b: 'rec2 0 2 1' must be a recording"),
+    "no recording": ("segments", "rec2 0", "rec9 0", "bob-b: no recording rec9"),
+    "no transcript": ("text", "bob-b TWO\n", "", "no transcript for utterance bob-b"),
+    "word": ("text", "ann-b two", "ann-b six", "utterance ann-b: 'SIX'"),
+    "speaker": ("utt2spk", "bob-b bob\n", "", "bob-b"),
+    "slash": ("utt2spk", "bob-b bob\n", "bob-b b/b\n", "id b/b-bob-b: it names a file"),
+    "audio": ("wav.scp", "rec0.flac", "none.flac", "no such audio file"),
+    "command": ("wav.scp", "cat rec2.wav", "cat none.wav", "exit status"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_kaldi_directories(kaldi, tmp_path, case):
+    src, _ = kaldi
+    name, old, new, message = BAD[case]
+    edit(src / name, old, new)
+    with pytest.raises(InputError, match=message):
+        import_kaldi(src, tmp_path / "out", LEXICON, wav_root=src.parents[1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_options(kaldi, tmp_path):
+    src, _ = kaldi
+    with pytest.raises(InputError, match=r"phn: no phonemes there, .*--lexicon"):
+        import_kaldi(src, tmp_path / "out")
+    with pytest.raises(InputError, match="would overwrite the source"):
+        import_kaldi(src, src, LEXICON)
+    with pytest.raises(InputError, match="no such Kaldi directory"):
+        import_kaldi(tmp_path / "none", tmp_path / "out", LEXICON)
+
+
+@pytest.fixture
+def cuts(tmp_path):
+    """Cuts with offsets of two recordings, one of them of two channels, and their samples."""
+    lhotse = pytest.importorskip("lhotse")
+    x = [pcm(i, 32000) for i in range(3)]
+    soundfile.write(tmp_path / "mono.wav", x[0], 16000)
+    soundfile.write(tmp_path / "stereo.flac", np.stack(x[1:], 1), 16000)
+    recordings = [
+        lhotse.Recording.from_file(tmp_path / "mono.wav"),
+        lhotse.Recording.from_file(tmp_path / "stereo.flac"),
+    ]
+
+    def cut(name, recording, start, duration, channel, *supervisions):
+        return lhotse.MonoCut(
+            *(name, start, duration, channel),
+            recording=recordings[recording],
+            supervisions=[
+                lhotse.SupervisionSegment(
+                    *(utt, recordings[recording].id, begin, length),
+                    **{"text": text, "speaker": speaker},
+                )
+                for utt, begin, length, text, speaker in supervisions
+            ],
+        )
+
+    return [
+        cut("c1", 0, 0.5, 1.0, 0, ("ann-1", 0.0, 0.4, "one", "ann"), ("2", 0.5, 0.5, "two", "ann")),
+        cut("c2", 1, 0.25, 1.5, 1, ("bob-1", 0.1, 1.3, "one  two", "bob")),
+        cut("c3", 1, 0.0, 2.0, 0, ("x", 0.0, 2.0, "two", None)),
+    ], x
+
+
+def save(cuts, path):
+    from lhotse import CutSet
+
+    CutSet.from_cuts(cuts).to_file(path)
+    return path
+
+
+@pytest.mark.parametrize("nj", [1, 2])
+def test_cuts(cuts, tmp_path, nj):
+    cuts, x = cuts
+    path = save(cuts, tmp_path / "cuts.jsonl.gz")
+    made = import_cuts(path, tmp_path / "out", LEXICON, nj=nj)
+    assert (made.utterances, made.speakers, made.cut_out, made.renamed) == (4, 3, 4, 1)
+    data = DataDir.read(tmp_path / "out")
+    expected = {
+        "ann-1": x[0][8000:14400],
+        "ann-2": x[0][16000:24000],
+        "bob-1": x[2][5600:26400],
+        "x": x[1],
+    }
+    assert data.wav.keys() == expected.keys()
+    for utt, piece in expected.items():
+        assert np.array_equal(samples(data.wav[utt]), piece)
+    assert data.text["bob-1"] == "one two"
+    assert data.utt2spk["x"] == "x"
+    assert validate(tmp_path / "out", 16000)
+
+
+def test_what_was_asked_of_cuts_is_done(cuts, tmp_path):
+    """The oracle: lhotse's own trimming and loading."""
+    cuts, _ = cuts
+    cut = cuts[0].perturb_speed(1.1)
+    path = save([cut], tmp_path / "cuts.jsonl.gz")
+    import_cuts(path, tmp_path / "out", LEXICON)
+    data = DataDir.read(tmp_path / "out")
+    trimmed = list(cut.trim_to_supervisions(keep_overlapping=False))
+    assert len(trimmed) == len(data.wav) == 2
+    for utt, one in zip(data.wav, trimmed, strict=True):
+        reference = one.load_audio()[0]
+        assert np.abs(read_audio(data.wav[utt], 16000) - reference).max() <= 0.51 / 32768
+        assert len(reference) < 8000
+
+
+def test_bad_cuts(cuts, tmp_path, monkeypatch):
+    from lhotse import MonoCut
+
+    (c1, c2, c3), _ = cuts
+    path = tmp_path / "cuts.jsonl.gz"
+
+    def refused(cuts, message, lexicon=LEXICON):
+        save(cuts, path)
+        with pytest.raises(InputError, match=message):
+            import_cuts(path, tmp_path / "out", lexicon)
+        assert not (tmp_path / "out").exists()
+
+    refused([c1, c1.with_id("again")], "supervision ann-1 is there twice")
+    refused([c1.mix(c2)], "MixedCut .*: only MonoCut is read")
+    refused([MonoCut("c", 0, 1, 0, recording=c1.recording)], "cut c: no supervision")
+    refused([c3.truncate(duration=1.0)], "supervision x: from 0 to 2 s of a cut of 1 s")
+    refused(
+        [c3.map_supervisions(lambda s: s.transform_text(lambda text: ""))], "supervision x: no text"
+    )
+    refused([c1], "no phonemes there, .*--lexicon", None)
+    refused([c1], "utterance ann-1: 'ONE'", Lexicon({"TWO": "T UW"}, g2p=False))
+    (tmp_path / "mono.wav").unlink()
+    refused([c1], "cut c1: its audio can't be read")
+    path.write_text("hello")
+    with pytest.raises(InputError, match="not a manifest of cuts"):
+        import_cuts(path, tmp_path / "out", LEXICON)
+    with pytest.raises(InputError, match="no such file"):
+        import_cuts(tmp_path / "none.jsonl.gz", tmp_path / "out", LEXICON)
+    monkeypatch.setitem(sys.modules, "lhotse", None)
+    with pytest.raises(InputError, match="pip install lhotse"):
+        import_cuts(path, tmp_path / "out", LEXICON)
