@@ -17,7 +17,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
