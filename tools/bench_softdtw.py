@@ -17,15 +17,10 @@ of the first utterance, relative to the largest value and gradient, against floa
 reference, or for more than 400,000 cells its back end "torch". posinv itself must stay within 1e-4.
 """
 
-import argparse
-import csv
 import functools
 import importlib
-import io
 import math
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,14 +30,14 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
+from benchmark import benchmark_parser, check_device, leave_results, save_plot
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import posinv
 from posinv.bin.cli import run
 from posinv.errors import InputError
-from posinv.files import write_whole
-from posinv.report.results import ABSENT, markdown_table, provenance
+from posinv.report.results import ABSENT
 from posinv.softdtw import SoftDTWLoss, soft_dtw
 
 TOLERANCE = 1e-4
@@ -440,27 +435,19 @@ def plot(rows: Sequence[Row], title: str, out: Path) -> None:
         panel.grid(alpha=0.3)
         panel.legend()
     figure.suptitle(title)
-    temporary = out.with_name(f".{out.name}")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(out)
+    save_plot(figure, out)
 
 
 def main() -> None:
     """Measure, write the CSV and the plot, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__, "toy sizes, which show only that it runs")
     add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
-    add("--out", type=Path, required=True, help="folder of the CSV and the plot")
     add(
         "--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: torch's)"
     )
     add("--gamma", type=float, default=0.1, help="smoothing (default: 0.1)")
-    add("--quick", action="store_true", help="toy sizes, which show only that it runs")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU: use --device cpu")
+    check_device(args.device)
     if not (math.isfinite(args.gamma) and args.gamma > 0):
         raise InputError(f"--gamma must be above 0, got {args.gamma:g}")
     if not 1 <= args.threads <= numba.config.NUMBA_NUM_THREADS:
@@ -470,20 +457,13 @@ def main() -> None:
     numba.set_num_threads(args.threads)
     rows = Bench(args.device, args.threads, args.gamma, QUICK if args.quick else FULL).run()
 
-    origin = provenance(shlex.join(["python", *sys.argv]))
-    origin += f"- settings: {args.threads} threads, gamma {args.gamma:g}, float32, D {DIMENSION}\n"
-    records = [record(row, rows) for row in rows]
-    text = io.StringIO()
-    text.writelines(f"# {line}\n" for line in origin.splitlines())
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *records])
-    write_whole(args.out / f"softdtw_{args.device}.csv", text.getvalue())
-    plot(rows, f"Soft-DTW, {args.device}", args.out / f"softdtw_{args.device}.png")
-    print(origin)
+    settings = f"- settings: {args.threads} threads, gamma {args.gamma:g}, float32, D {DIMENSION}\n"
     for case in ("batch", "frames"):
         for name, (_, _, exponent) in growth(rows, case).items():
-            print(f"{case}: {name}'s time grows as the number of cells to the power {exponent:.2f}")
-    print()
-    print(markdown_table(COLUMNS, records), end="")
+            settings += f"- {case}: {name}'s time grows as cells to the power {exponent:.2f}\n"
+    plot(rows, f"Soft-DTW, {args.device}", args.out / f"softdtw_{args.device}.png")
+    records = [record(row, rows) for row in rows]
+    leave_results(args.out / f"softdtw_{args.device}.csv", settings, COLUMNS, records)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,8 @@ spot. The implementations take turns. On a GPU phases are timed by events, so th
 for it; "update" is the wall clock's time of all updates over their number.
 """
 
-import argparse
-import csv
-import io
 import math
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -33,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_softdtw import naive_divergence
+from benchmark import benchmark_parser, check_device, leave_results, save_plot
 from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import AutoModel, HubertConfig, WavLMConfig
@@ -41,9 +37,9 @@ from posinv.audio import SAMPLING_RATE, read_audio, write_audio
 from posinv.bin.cli import run
 from posinv.corpora.noise import pink
 from posinv.errors import InputError
-from posinv.files import read_yaml, write_whole
+from posinv.files import read_yaml
 from posinv.perturb import random_state
-from posinv.report.results import ABSENT, markdown_table, provenance
+from posinv.report.results import ABSENT
 from posinv.ssft import SSFTModel
 
 TOLERANCE = 1e-4
@@ -349,29 +345,21 @@ def plot(rows: Sequence[Row], title: str, out: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="median seconds of an update", title=title)
     axes.legend(ncols=len(PHASES), loc="upper center", bbox_to_anchor=(0.5, -0.3))
-    temporary = out.with_name(f".{out.name}")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(out)
+    save_plot(figure, out)
 
 
 def main() -> None:
     """Measure, write the CSV and the plot, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__, "a tiny model, which shows only that it runs")
     add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
-    add("--out", type=Path, required=True, help="folder of the CSV and the plot")
     add("--model", choices=CONFIGS, default="hubert", help="whose Base size (default: hubert)")
     add("--pairs", type=int, help="of an update (default: 1 on a CPU, 8 on a GPU)")
     add("--seconds", type=float, default=12.0, help="of audio of an utterance (default: 12)")
     add("--updates", type=int, help="of posinv, over three turns (default: 3; on a GPU 300)")
     add("--flac", type=Path, help="folder of FLAC files at 16 kHz, searched at any depth")
     add("--bf16", action="store_true", help="bfloat16, as ssft_train --use_amp true on a GPU")
-    add("--quick", action="store_true", help="a tiny model, which shows only that it runs")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU: use --device cpu")
+    check_device(args.device)
     on_gpu = args.device == "cuda"
     pairs = args.pairs or (8 if on_gpu else 1)
     updates = args.updates or (300 if on_gpu else 3)
@@ -406,24 +394,18 @@ def main() -> None:
                 bench.turn(implementation, row, count, pairs)
         largest = bench.largest(implementations[0]) if on_gpu else None
 
-    origin = provenance(shlex.join(["python", *sys.argv]))
-    origin += (
+    settings = (
         f"- settings: {args.model} Base size{', tiny' * args.quick}, {pairs} pairs of"
         f" {args.seconds:g} s, {torch.get_num_threads()} threads,"
         f" {'bfloat16' if args.bf16 else 'float32'}\n"
         f"- the two losses of the same views differ by {difference:.1e} of their value\n"
     )
     if largest:
-        origin += f"- largest number of pairs found to fit: {largest}\n"
-    records = [record(row, pairs, rows[0]) for row in rows]
+        settings += f"- largest number of pairs found to fit: {largest}\n"
     name = f"ssft_{args.model}_{args.device}"
-    text = io.StringIO()
-    text.writelines(f"# {line}\n" for line in origin.splitlines())
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *records])
-    write_whole(args.out / f"{name}.csv", text.getvalue())
     plot(rows, f"LASER's update, {args.model} Base, {args.device}", args.out / f"{name}.png")
-    print(origin)
-    print(markdown_table(COLUMNS, records), end="")
+    records = [record(row, pairs, rows[0]) for row in rows]
+    leave_results(args.out / f"{name}.csv", settings, COLUMNS, records)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def run_script(*options, stubs=None):
 
 @pytest.fixture
 def bench(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("bench_softdtw", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look it up
