@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -59,6 +60,26 @@ class Recipe:
             text=True,
             capture_output=True,
         )
+
+    def check_stages(self, output: str, last: int) -> None:
+        """Check that a whole run told each stage's beginning, and its end with the time."""
+        for number in range(1, last + 1):
+            begin, end = (
+                rf"^[\d:]+ stage {number}: (?!done|kept)",
+                rf"stage {number}: done in \d+ s$",
+            )
+            assert len(re.findall(begin, output, re.M)) == 1
+            assert len(re.findall(rf"^[\d:]+ {end}", output, re.M)) == 1
+
+    def table(self, output: str) -> list[str]:
+        """Return the rows of RESULTS.md, which must be on the terminal, too, with their origin."""
+        text = (self.dir / "RESULTS.md").read_text()
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert all(row in output for row in rows)
+        name = f"egs/{self.dir.parent.name}/{self.dir.name}/run.sh"
+        for fact in (name, "espnet", "torch", "commit"):
+            assert fact in text
+        return rows
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 
@@ -59,18 +58,12 @@ def ssl(tiny_ssl, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def corpus(ssl, tmp_path_factory):
+def corpus(ssl, tmp_path_factory, write_utterances):
     """A folder with utterances of different lengths, noisy and clean, with words and units."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
-    lists = dict.fromkeys(("wav.scp", "spk1.scp", "text", "units", "shape"), "")
-    for i in range(UTTERANCES):
-        length = 4000 + 377 * i
-        clean = 0.1 * rng.standard_normal(length)
-        for name, wave in (("spk1", clean), ("wav", clean + 0.05 * rng.standard_normal(length))):
-            soundfile.write(folder / f"{name}{i}.wav", wave, 16000)
-            lists[f"{name}.scp"] += f"utt{i} {folder}/{name}{i}.wav\n"
-        lists["shape"] += f"utt{i} {length}\n"
+    lists = {"text": "", "units": ""}
+    for i, length in enumerate(write_utterances(folder, UTTERANCES)):
         lists["text"] += f"utt{i} {'a b c'[: 1 + 2 * (i % 3)]}\n"
         frames = int(frame_lengths(load_config(str(ssl)), torch.tensor([length])))
         lists["units"] += f"utt{i} {' '.join(map(str, rng.integers(5, size=frames)))}\n"

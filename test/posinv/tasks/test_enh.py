@@ -4,9 +4,7 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 
@@ -17,20 +15,10 @@ DEMUCS = {"hidden": 4, "depth": 2, "resample": 1}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory, write_utterances):
     """Options for 8 short noisy and clean utterances of different lengths."""
     folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    lists = {"wav.scp": "", "spk1.scp": "", "shape": ""}
-    for i in range(8):
-        length = 3000 + 400 * i
-        clean = 0.1 * rng.standard_normal(length)
-        for name, wave in (("spk1", clean), ("wav", clean + 0.05 * rng.standard_normal(length))):
-            soundfile.write(folder / f"{name}{i}.wav", wave, 16000)
-            lists[f"{name}.scp"] += f"utt{i} {folder}/{name}{i}.wav\n"
-        lists["shape"] += f"utt{i} {length}\n"
-    for name, text in lists.items():
-        (folder / name).write_text(text)
+    write_utterances(folder, 8)
     options = []
     for part in ("train", "valid"):
         options += [

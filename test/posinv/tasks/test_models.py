@@ -71,20 +71,10 @@ SI_SNR = [{"name": "si_snr", "conf": {}, "wrapper": "fixed_order", "wrapper_conf
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory, write_utterances):
     """A folder with four short noisy and clean utterances of different lengths, listed."""
     folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    lists = {"wav.scp": "", "spk1.scp": "", "shape": ""}
-    for i in range(4):
-        length = 3000 + 417 * i
-        clean = 0.1 * rng.standard_normal(length)
-        for name, wave in (("spk1", clean), ("wav", clean + 0.05 * rng.standard_normal(length))):
-            soundfile.write(folder / f"{name}{i}.wav", wave, 16000)
-            lists[f"{name}.scp"] += f"utt{i} {folder}/{name}{i}.wav\n"
-        lists["shape"] += f"utt{i} {length}\n"
-    for name, text in lists.items():
-        (folder / name).write_text(text)
+    write_utterances(folder, 4)
     return folder
 
 
