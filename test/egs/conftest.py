@@ -1,5 +1,6 @@
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -77,6 +78,14 @@ class Recipe:
         for fact in (name, "espnet", "torch", "commit"):
             assert fact in text
         return rows
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c():
+    """Let scripts trap Ctrl-C where the tests run in the background of another, ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
