@@ -44,6 +44,7 @@ _PART = _BLOCK + 16  # cells from one part of the scratch to the next, not a mul
 _EDGE = 2  # columns before row 0 in the arrays that hold three diagonals
 
 _CELLS_A_THREAD = 150_000  # fewer are done before a thread has started
+_CELLS_A_HALF = 300_000  # fewer are done before two threads have waited for each other
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
@@ -664,8 +665,9 @@ def align(
     gamma = float(gamma)
     cells = lengths.prod(dim=1)
     longest_first = torch.argsort(cells, descending=True, stable=True).numpy()
-    threads = min(torch.get_num_threads(), 1 + int(cells.sum()) // _CELLS_A_THREAD)
-    in_halves = threads >= 2 * len(cost)
+    available, cells = torch.get_num_threads(), int(cells.sum())
+    threads = min(available, 1 + cells // _CELLS_A_THREAD)
+    in_halves = min(available, cells // _CELLS_A_HALF) >= 2 * len(cost)
     workers = max(min(threads // 2 if in_halves else threads, len(cost)), 1)
     lengths = lengths.numpy()
     # numpy's memory, unlike torch's or numba's, asks for huge pages.

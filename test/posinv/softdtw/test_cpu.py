@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from posinv.softdtw import soft_alignment, soft_dtw
+from posinv.softdtw import cpu, soft_alignment, soft_dtw
 
 
 def random_cost(*shape, seed=0):
@@ -61,25 +61,35 @@ def test_a_single_path_keeps_its_digits_at_a_large_gamma(n, m, bandwidth):
     assert torch.equal(soft_alignment(cost, gamma=10.0, bandwidth=bandwidth)[0], path)
 
 
-def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
+@pytest.mark.parametrize("gamma", [0.0, 0.01])
+@pytest.mark.parametrize("bandwidth", [None, 120])
+def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch(
+    monkeypatch, gamma, bandwidth
+):
+    monkeypatch.setattr(cpu, "_CELLS_A_HALF", 1000)
     cost = random_cost(5, 700, 650).float()
     cost[3] = torch.nan
     cost[4] *= 1e9
+    lengths = torch.tensor([700, 2, 699, 600, 700]), torch.tensor([650, 2, 600, 650, 649])
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 5):
+        for threads in (1, 2, 5, 10, 16):  # from 10 on, two an alignment
             torch.set_num_threads(threads)
-            results.append(value_and_alignment(cost, None, None, 0.01))
+            results.append(value_and_alignment(cost, *lengths, gamma, bandwidth))
+            alone = soft_dtw(cost, *lengths, gamma, bandwidth)
+            torch.testing.assert_close(alone, results[-1][0], rtol=0, atol=0, equal_nan=True)
+        torch.set_num_threads(1)
+        for b in range(5):
+            own = lengths[0][b : b + 1], lengths[1][b : b + 1]
+            one = value_and_alignment(cost[b : b + 1], *own, gamma, bandwidth)
+            for result in results:
+                for found, expected in zip(result, one, strict=True):
+                    torch.testing.assert_close(
+                        found[b], expected[0], rtol=0, atol=0, equal_nan=True
+                    )
     finally:
         torch.set_num_threads(before)
-    for value, alignment in results:
-        for b in range(5):
-            one_value, one_alignment = value_and_alignment(cost[b : b + 1], None, None, 0.01)
-            torch.testing.assert_close(value[b], one_value[0], rtol=0, atol=0, equal_nan=True)
-            torch.testing.assert_close(
-                alignment[b], one_alignment[0], rtol=0, atol=0, equal_nan=True
-            )
 
 
 def test_a_second_process_does_not_compile():
