@@ -461,9 +461,9 @@ def main() -> None:
     for case in ("batch", "frames"):
         for name, (_, _, exponent) in growth(rows, case).items():
             settings += f"- {case}: {name}'s time grows as cells to the power {exponent:.2f}\n"
-    plot(rows, f"Soft-DTW, {args.device}", args.out / f"softdtw_{args.device}.png")
     records = [record(row, rows) for row in rows]
     leave_results(args.out / f"softdtw_{args.device}.csv", settings, COLUMNS, records)
+    plot(rows, f"Soft-DTW, {args.device}", args.out / f"softdtw_{args.device}.png")
 
 
 if __name__ == "__main__":

@@ -403,9 +403,9 @@ def main() -> None:
     if largest:
         settings += f"- largest number of pairs found to fit: {largest}\n"
     name = f"ssft_{args.model}_{args.device}"
-    plot(rows, f"LASER's update, {args.model} Base, {args.device}", args.out / f"{name}.png")
     records = [record(row, pairs, rows[0]) for row in rows]
     leave_results(args.out / f"{name}.csv", settings, COLUMNS, records)
+    plot(rows, f"LASER's update, {args.model} Base, {args.device}", args.out / f"{name}.png")
 
 
 if __name__ == "__main__":
