@@ -11,10 +11,10 @@ The other implementations are optional: pysdtw, tslearn and, on a GPU, dtw-loss-
 pip. "naive" is how LASER's authors compute the divergence, written anew: every pair by itself, with
 the (N, M, D) tensor of differences, and a scalar loop over the cells of its three alignments.
 
-The implementations take turns, so that all see the machine's changing load, with a rest in between
-for the threads of the one before. Their errors are those
-of the first utterance, relative to the largest value and gradient, against float64: posinv's
-reference, or for more than 400,000 cells its back end "torch". posinv itself must stay within 1e-4.
+The implementations take turns, so that all see the machine's changing load. At each turn the threads
+of the one before come to rest, and a first run is not counted. Errors are those of the first
+utterance, relative to the largest value and gradient, against float64: posinv's reference, or for
+more than 400,000 cells its back end "torch". posinv itself must stay within 1e-4.
 """
 
 import functools
@@ -42,7 +42,7 @@ from posinv.softdtw import SoftDTWLoss, soft_dtw
 
 TOLERANCE = 1e-4
 REFERENCE_CELLS = 400_000
-REST = 0.02  # seconds for which OpenMP's threads may still spin after the one before
+REST = 0.02  # seconds, for which OpenMP's threads may still spin after the one before
 DIMENSION = 256
 COLUMNS = (
     *("case", "implementation", "version", "B", "N", "M", "runs", "median_ms", "min_ms", "max_ms"),
@@ -308,7 +308,6 @@ class Bench:
         """Seconds of one run, and its results."""
         torch.set_num_threads(self.threads)  # which numba's threads change
         self._wait()
-        time.sleep(REST)
         start = time.perf_counter()
         result = _value_and_gradients(implementation, loss, inputs, self.gamma)
         self._wait()
@@ -365,6 +364,9 @@ class Bench:
         for turn in range(self.plan.repeats):
             for implementation, loss, repeats in turns:
                 if turn < repeats:
+                    time.sleep(REST)
+                    if repeats > 1:
+                        self.timed(implementation, loss, inputs)  # wakes its own threads
                     seconds, _ = self.timed(implementation, loss, inputs)
                     times[implementation.name].append(seconds)
         for name, seconds in times.items():
