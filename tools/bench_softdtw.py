@@ -11,10 +11,10 @@ The other implementations are optional: pysdtw, tslearn and, on a GPU, dtw-loss-
 pip. "naive" is how LASER's authors compute the divergence, written anew: every pair by itself, with
 the (N, M, D) tensor of differences, and a scalar loop over the cells of its three alignments.
 
-The implementations take turns, so that all see the machine's changing load. At each turn the threads
-of the one before come to rest, and a first run is not counted. Errors are those of the first
-utterance, relative to the largest value and gradient, against float64: posinv's reference, or for
-more than 400,000 cells its back end "torch". posinv itself must stay within 1e-4.
+The implementations take turns, so that all see the machine's changing load. At each turn the
+threads of the one before come to rest, and a first run is not counted. Errors are those of the
+first utterance, relative to the largest value and gradient, against float64: posinv's reference, or
+for more than 400,000 cells its back end "torch". posinv itself must stay within 1e-4.
 """
 
 import functools
