@@ -193,9 +193,8 @@ prepare_ssl() {
     fi
     local set opts
     for set in "$train_set" "$valid_set"; do
-        if [ -e "$expdir/ssl/finished" ]; then
-            break  # train tells whether it was made from the same
-        fi
+        # A finished training keeps what it was made from; train tells if that was something else.
+        [ ! -e "$expdir/ssl/finished" ] || break
         opts=(--num_units "$ssl_units")
         if [ "$set" = "$valid_set" ]; then
             opts=(--kmeans "$expdir/ssl/units_$train_set/kmeans.npz")
