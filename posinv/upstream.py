@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -149,7 +150,7 @@ def extract(
     if normalize:
         waves = _normalize(waves, valid)
     frames = frame_lengths(config, lengths)
-    with _ignoring_padding(model, lengths, frames), _configured(config):
+    with _ignoring_padding(model, waves, lengths, frames), _configured(config):
         output = model(
             waves,
             attention_mask=valid.long(),
@@ -416,14 +417,21 @@ def _normalize(waves: Tensor, valid: Tensor) -> Tensor:
 
 
 @contextmanager
-def _ignoring_padding(model: PreTrainedModel, lengths: Tensor, frames: Tensor) -> Iterator[None]:
-    """Make the model's convolutions see each utterance alone.
+def _ignoring_padding(
+    model: PreTrainedModel, waves: Tensor, lengths: Tensor, frames: Tensor
+) -> Iterator[None]:
+    """Make the model's convolutions and group norm see each utterance alone.
 
-    Those of the waveform take one utterance after the other: no time goes into padding, and group
-    norm sees no other. In front of the positional ones, padding becomes zeros; ``transformers``
-    does so once, but data2vec has several, and HuBERT's may have a batch norm before it.
+    Where no gradient goes through them, the waveform's convolutions take one utterance after the
+    other: no time goes into padding. Otherwise, where that takes longer for small models on several
+    threads, group norm alone does. In front of the positional convolutions, padding becomes zeros;
+    ``transformers`` does so once, but data2vec has several, and HuBERT's may have a batch norm
+    before it.
     """
     extractor = model.feature_extractor
+    norm = getattr(extractor.conv_layers[0], "layer_norm", None)
+    kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
+    counts = ((lengths - kernel).div(stride, rounding_mode="floor") + 1).tolist()
 
     def one_by_one(waves: Tensor) -> Tensor:  # B, T -> B, C, F
         features = [
@@ -431,6 +439,19 @@ def _ignoring_padding(model: PreTrainedModel, lengths: Tensor, frames: Tensor) -
             for wave, length in zip(waves, lengths.tolist(), strict=True)
         ]
         return nn.utils.rnn.pad_sequence(features, batch_first=True).mT
+
+    def group_norm(x: Tensor) -> Tensor:  # B, C, N; F.group_norm is exactly the lone utterance's
+        return torch.cat(
+            [
+                F.pad(
+                    F.group_norm(
+                        one[None, :, :n], norm.num_groups, norm.weight, norm.bias, norm.eps
+                    ),
+                    (0, x.size(2) - n),
+                )
+                for one, n in zip(x, counts, strict=True)
+            ]
+        )
 
     def zero_padding(_module: nn.Module, args: tuple[Tensor]) -> Tensor:
         (x,) = args  # B, D, F
@@ -441,11 +462,19 @@ def _ignoring_padding(model: PreTrainedModel, lengths: Tensor, frames: Tensor) -
         for module in model.encoder.pos_conv_embed.modules()
         if isinstance(module, nn.Conv1d)
     ]
-    extractor.forward = one_by_one
+    patched = []
+    learns = waves.requires_grad or any(p.requires_grad for p in extractor.parameters())
+    if not (learns and torch.is_grad_enabled()):
+        extractor.forward = one_by_one
+        patched = [extractor]
+    elif isinstance(norm, nn.GroupNorm):
+        norm.forward = group_norm
+        patched = [norm]
     try:
         yield
     finally:
-        del extractor.forward
+        for module in patched:
+            del module.forward
         for hook in hooks:
             hook.remove()
 
