@@ -1,0 +1,68 @@
+"""Write the tables of README.md's section Speed from the benchmarks' CSVs in tools/results."""
+
+import csv
+from pathlib import Path
+
+from posinv.bin.cli import run
+from posinv.report.results import ABSENT, markdown_table, write_results
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = {"naive": "LASER's authors' way", "authors": "LASER's authors' way"}
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """Return a CSV's rows, without the comments in front."""
+    lines = (ROOT / "tools" / "results" / name).read_text(encoding="utf-8").splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def figure(text: str, scale: float = 1.0, digits: int = 1) -> str:
+    """Return a figure of a CSV, scaled, as the README has it."""
+    value = scale * float(text)
+    return f"{value:,.{0 if value >= 100 else digits}f}"
+
+
+def softdtw() -> str:
+    """Return the table of soft-DTW."""
+    measured = {(row["case"], row["implementation"]): row for row in read("softdtw_cpu.csv")}
+    rows = []
+    for name in ("posinv", "pysdtw", "tslearn", "naive"):
+        cells = [NAMES.get(name, name)]
+        for case in ("cost", "features"):
+            row = measured.get((case, name), {})
+            for key in ("median_ms", "times_posinv"):
+                cells.append(figure(row[key]) if row.get(key) else ABSENT)
+        rows.append(cells)
+    header = ["", "given the cost, ms", "x posinv", "divergence from features, ms", "x posinv"]
+    return markdown_table(header, rows)
+
+
+def ssft() -> str:
+    """Return the table of LASER's update."""
+    keys = ("update_ms", "views_ms", "features_ms", "loss_ms", "backward_ms")
+    rows = [
+        [
+            NAMES.get(row["implementation"], row["implementation"]),
+            *(figure(row[key], 1e-3, 2) for key in keys),
+            figure(row["times_posinv"]),
+        ]
+        for row in read("ssft_hubert_cpu.csv")
+    ]
+    header = ["", "update, s", "views", "SSL features", "loss", "backward", "x posinv"]
+    return markdown_table(header, rows)
+
+
+def main() -> None:
+    """Write both."""
+    body = (
+        "Soft-DTW, value and gradient, 8 pairs of 600 and 560 frames, features 256 wide"
+        " ([softdtw_cpu.csv](tools/results/softdtw_cpu.csv) names machine and versions):\n\n"
+        f"{softdtw()}\n![Time over batch and over length](tools/results/softdtw_cpu.png)\n\n"
+        "An update of LASER, HuBERT-Base's size, one pair of 12 s"
+        f" ([ssft_hubert_cpu.csv](tools/results/ssft_hubert_cpu.csv)):\n\n{ssft()}"
+    )
+    write_results(ROOT / "README.md", "posinv", body)
+
+
+if __name__ == "__main__":
+    run(main)
