@@ -26,4 +26,5 @@ git ls-files -z '*.sh' .ci/run | while IFS= read -r -d '' file; do
     [ -L "$file" ] || printf '%s\0' "$file"
 done | xargs -0 shellcheck -x -P egs/TEMPLATE
 echo "test: pytest"
-exec python3 -m pytest --numprocesses 2 --dist loadfile "$@"
+# The recipes, which take longest, come first.
+exec python3 -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
