@@ -30,13 +30,14 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
-from benchmark import benchmark_parser, check_device, leave_results, save_plot
+from benchmark import benchmark_parser, check_device, leave_results
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import posinv
 from posinv.bin.cli import run
 from posinv.errors import InputError
+from posinv.report.curves import save_figure
 from posinv.report.results import ABSENT
 from posinv.softdtw import SoftDTWLoss, soft_dtw
 
@@ -437,7 +438,7 @@ def plot(rows: Sequence[Row], title: str, out: Path) -> None:
         panel.grid(alpha=0.3)
         panel.legend()
     figure.suptitle(title)
-    save_plot(figure, out)
+    save_figure(figure, out)
 
 
 def main() -> None:

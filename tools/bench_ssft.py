@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_softdtw import naive_divergence
-from benchmark import benchmark_parser, check_device, leave_results, save_plot
+from benchmark import benchmark_parser, check_device, leave_results
 from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import AutoModel, HubertConfig, WavLMConfig
@@ -39,6 +39,7 @@ from posinv.corpora.noise import pink
 from posinv.errors import InputError
 from posinv.files import read_yaml
 from posinv.perturb import random_state
+from posinv.report.curves import save_figure
 from posinv.report.results import ABSENT
 from posinv.ssft import SSFTModel
 
@@ -345,7 +346,7 @@ def plot(rows: Sequence[Row], title: str, out: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="median seconds of an update", title=title)
     axes.legend(ncols=len(PHASES), loc="upper center", bbox_to_anchor=(0.5, -0.3))
-    save_plot(figure, out)
+    save_figure(figure, out)
 
 
 def main() -> None:

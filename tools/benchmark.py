@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 from posinv.errors import InputError
 from posinv.files import write_whole
@@ -32,14 +31,6 @@ def check_device(device: str) -> None:
     """Raise InputError if there is no such device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU: use --device cpu")
-
-
-def save_plot(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
 
 
 def leave_results(

@@ -128,8 +128,7 @@ def prepare(an4: Path | str, out: Path | str, dev_fraction: float = 0.1, seed: i
                 first, speaker, last = name.split("-")
                 utt = f"{speaker}-{first}-{last}"
                 wav[utt], text[utt], utt2spk[utt] = str(path), said, speaker
-            phn = {utt: _phonemes(lexicon, utt, said) for utt, said in text.items()}
-            DataDir(wav, wav, text, phn, utt2spk).write(fresh)
+            DataDir(wav, wav, text, lexicon.transcribe_all(text), utt2spk).write(fresh)
     return Prepared(
         {split: len(utterances) for split, utterances in found.items()},
         {split: len(set(map(_speaker, utterances))) for split, utterances in found.items()},
@@ -139,10 +138,3 @@ def prepare(an4: Path | str, out: Path | str, dev_fraction: float = 0.1, seed: i
 
 def _speaker(name: str) -> str:
     return name.split("-")[1]
-
-
-def _phonemes(lexicon: Lexicon, utt: str, said: str) -> str:
-    try:
-        return lexicon.transcribe(said)
-    except InputError as error:
-        raise InputError(f"utterance {utt}: {error}") from error

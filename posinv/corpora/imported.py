@@ -272,13 +272,7 @@ def _supervisions(cut: "Cut", src: Path) -> Sequence:
 def _phonemes(text: dict[str, str], lexicon: Lexicon | None, where: Path) -> dict[str, str]:
     if lexicon is None:
         raise InputError(f"{where}: no phonemes there, and nothing to make them of: give --lexicon")
-    phn = {}
-    for utt, words in text.items():
-        try:
-            phn[utt] = lexicon.transcribe(words)
-        except InputError as error:
-            raise InputError(f"utterance {utt}: {error}") from error
-    return phn
+    return lexicon.transcribe_all(text)
 
 
 def _utterance_id(utt: str, speaker: str, src: Path) -> str:

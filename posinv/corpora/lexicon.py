@@ -88,6 +88,20 @@ class Lexicon:
         """
         return " ".join(phoneme for word in text.split() for phoneme in self.phonemes(word))
 
+    def transcribe_all(self, text: Mapping[str, str]) -> dict[str, str]:
+        """Return ``phn`` for ``text``, both by utterance.
+
+        Raises:
+            InputError: as :meth:`phonemes`; the message names the utterance.
+        """
+        phn = {}
+        for utt, words in text.items():
+            try:
+                phn[utt] = self.transcribe(words)
+            except InputError as error:
+                raise InputError(f"utterance {utt}: {error}") from error
+        return phn
+
     def describe_predicted(self, examples: int = 5) -> str:
         """Return a line for the log: how many words were predicted, the most frequent ones."""
         if not self.predicted:

@@ -41,12 +41,10 @@ def prepare(
             text |= transcripts
         if not wav:
             raise InputError(f"{root}: no <speaker>/<chapter>/*.flac in it: unpack it again")
-        phn = {}
-        for utt in sorted(text):
-            try:
-                phn[utt] = lexicon.transcribe(text[utt])
-            except InputError as error:
-                raise InputError(f"{root}: utterance {utt}: {error}") from error
+        try:
+            phn = lexicon.transcribe_all(dict(sorted(text.items())))
+        except InputError as error:
+            raise InputError(f"{root}: {error}") from error
         utt2spk = {utt: utt.partition("-")[0] for utt in wav}
         DataDir(wav, wav, text, phn, utt2spk).write(fresh)
     return len(wav), len(set(utt2spk.values()))

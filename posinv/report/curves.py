@@ -97,6 +97,11 @@ def plot_curves(
         panel.set(title=title, xlabel="epoch")
         panel.grid(alpha=0.3)
     panels[-1].legend()
+    save_figure(figure, out)
+
+
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write an image of the kind its suffix names, whole or not at all; its folder is made."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}")
     figure.savefig(temporary, format=out.suffix[1:], dpi=120)
