@@ -66,7 +66,7 @@ class SpeedPerturb:
         for factor in set(drawn):
             rows = [b for b, other in enumerate(drawn) if other == factor]
             longest = max(old_lengths[b] for b in rows)
-            chosen = waves[:, :longest].index_select(0, _indices(rows, waves.device))
+            chosen = waves[:, :longest].index_select(0, _indices(rows, waves.device)).double()
             for b, wave in zip(rows, _resample(chosen, factor), strict=True):
                 wave = wave[: new_lengths[b]]
                 out[b, : wave.numel()] = wave
@@ -126,7 +126,8 @@ def _resampler(ratio: Fraction, dtype: torch.dtype, device: torch.device) -> tor
 
 
 def _resample(waves: torch.Tensor, ratio: Fraction) -> torch.Tensor:
-    # (B, T) -> (B, ceil(T / ratio)), the filters kept from call to call.
+    # (B, T) -> (B, ceil(T / ratio)), the filters kept from call to call. In float64: a GPU's
+    # convolution takes float32 as TF32, autocast as bfloat16, which leaves noise at -50 dB.
     return _resampler(ratio, waves.dtype, waves.device)(waves)
 
 

@@ -84,6 +84,15 @@ def test_speed_of_a_batch_is_that_of_each_alone():
         torch.testing.assert_close(batch[b, : alone_length[0]], alone[0], rtol=0, atol=1e-6)
 
 
+def test_mixed_precision_leaves_the_views_alone():
+    views = Perturbation(speed=[0.9, 1.1], semitones=[-2, 2], hop=320)
+    batch = tone(300, 16000)[None], torch.tensor([16000]), ["a"]
+    expected, _ = views(*batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = views(*batch)
+    assert torch.equal(found, expected)
+
+
 def test_draws_depend_on_key_and_seed_alone():
     speed, lengths = SpeedPerturb([0.8, 0.9, 1.0, 1.1, 1.2]), torch.full((40,), 1000)
     keys = [f"utt{i}" for i in range(40)]
