@@ -1,6 +1,8 @@
 """Losses on feature sequences: soft-DTW (divergence) and LASER's temporal regulariser."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -209,9 +211,24 @@ def _normalised(x: Tensor) -> Tensor:
     return x / norm.masked_fill(norm == 0, torch.inf)
 
 
+@contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """Without autocast, and without TF32 or bfloat16 within float32: either loses near frames."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
 def _squared_distance(x: Tensor, y: Tensor) -> Tensor:
     """(B, N, M) squared distances by the expansion, one batched product and two sums in place."""
-    with torch.autocast(x.device.type, enabled=False):
+    with _full_float32(x.device):
         y_square = y.square().sum(dim=2)[:, None, :]
         return (
             torch.baddbmm(y_square, x, y.mT, alpha=-2)
@@ -231,7 +248,7 @@ class _SquaredDistance(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, y = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
+        with _full_float32(x.device):
             grad_x = grad.sum(dim=2, keepdim=True) * x - grad @ y
             grad_y = grad.sum(dim=1)[:, :, None] * y - grad.mT @ x
         return 2 * grad_x, 2 * grad_y
@@ -250,6 +267,6 @@ class _SquaredSelfDistance(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
+        with _full_float32(x.device):
             both = grad + grad.mT
             return 2 * (both.sum(dim=2, keepdim=True) * x - both @ x)

@@ -131,6 +131,27 @@ def test_half_precision_is_computed_in_float32(dtype, autocast):
     assert gradient.dtype == dtype and gradient.isfinite().all() and gradient.any()
 
 
+def test_distances_are_float32_whatever_products_are():
+    """PyTorch's setting is left to all else; on a CPU, "medium" is another library's product."""
+    x = (features(2, 90, 256) / 16).float().requires_grad_()
+    y = (features(2, 70, 256, seed=1) / 16).float()
+
+    def computed():
+        loss = SoftDTWLoss()(x, y) + ContrastiveIDM(1.1, 0)(x)
+        return loss.detach(), *torch.autograd.grad(loss.sum(), x), x.detach() @ y.mT
+
+    *expected, product = computed()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        *found, other = computed()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    if torch.equal(product, other):
+        pytest.skip("this CPU has one float32 product")
+    assert all(map(torch.equal, found, expected))
+
+
 def test_frames_of_zeros_have_a_finite_cosine_gradient():
     x = features(1, 6, 4)
     x[0, 2] = 0
