@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_ssl import TINY_SSL
 
 ROOT = Path(__file__).resolve().parents[2]
 # What makes the recipes' own configurations so small that nothing is learned.
@@ -15,17 +16,7 @@ HEAD = {
 }
 SEPARATOR = {"separator_conf": {"hidden": 4, "depth": 2}}
 TOY = {
-    "ssl": {
-        "ssl_conf": {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 48,
-            "conv_dim": [16] * 7,
-            "num_conv_pos_embeddings": 16,
-            "num_conv_pos_embedding_groups": 4,
-        }
-    },
+    "ssl": {"ssl_conf": TINY_SSL},
     "se": SEPARATOR,
     "finetune": {},
     "ssft": {

@@ -20,6 +20,7 @@ import soundfile
 import soxr
 import torch
 import yaml
+from tiny_ssl import TINY_SSL
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from posinv.corpora.demand import SEEN, UNSEEN
@@ -171,17 +172,8 @@ def toy(checkout, shrink_config, served, server, tmp_path_factory):
     for name, changes in TOY.items():
         shrink_config(checkout / "conf" / f"{name}.yaml", changes)
     torch.manual_seed(1)
-    config = HubertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        conv_dim=[16] * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )
     ssl = tmp_path_factory.mktemp("an ssl") / "model"
-    HubertModel(config).save_pretrained(ssl)
+    HubertModel(HubertConfig(**TINY_SSL)).save_pretrained(ssl)
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(ssl)
     digests = {
         path.name: hashlib.md5(path.read_bytes()).hexdigest()

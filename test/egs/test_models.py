@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from tiny_ssl import TINY_SSL
 from transformers import Data2VecAudioConfig, Data2VecAudioModel
 
 
@@ -13,14 +14,7 @@ def data2vec(tmp_path):
     """A data2vec-audio model of random weights, 32 wide."""
     torch.manual_seed(0)
     config = Data2VecAudioConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        conv_dim=[16] * 7,
-        num_conv_pos_embeddings=2,
-        conv_pos_kernel_size=7,
-        num_conv_pos_embedding_groups=4,
+        **{**TINY_SSL, "num_conv_pos_embeddings": 2}, conv_pos_kernel_size=7
     )
     Data2VecAudioModel(config).save_pretrained(tmp_path / "data2vec")
     return tmp_path / "data2vec"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_ssl import TINY_SSL
 from transformers import (
     AutoModel,
     BertConfig,
@@ -21,15 +22,7 @@ from posinv import upstream
 from posinv.errors import InputError
 from posinv.upstream import Frozen, SSLUpstream, load_config
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
+TINY = {**TINY_SSL, "num_hidden_layers": 3}
 GROUP = {"feat_extract_norm": "group"}
 LAYER = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
 FAMILIES = {
@@ -140,6 +133,20 @@ def test_thirty_seconds_beside_one_frame(folders, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("frames", [1, 3])
+def test_pieces_of_long_audio_have_no_seams(folders, name, frames, monkeypatch):
+    monkeypatch.setattr(upstream, "_PIECE_BYTES", frames * 64 * 4 * TINY["conv_dim"][0])
+    waves, lengths = batch([400, 720, 1359, 1360, 16000], scale=0.1)
+    waves += 0.05
+    ssl = SSLUpstream(folders / name)
+    with torch.no_grad():
+        hidden, _ = ssl(waves, lengths)
+    for i, n in enumerate(lengths):
+        reference = alone(folders / name, waves[i, :n])
+        assert relative_error(hidden[:, i, : reference.size(1)], reference) < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_silence(folders, name):
     waves, lengths = batch([5000, 8000])
     waves[0] = 0.0
@@ -167,7 +174,7 @@ def test_full_size_hubert_base(tmp_path):
     HubertConfig().save_pretrained(tmp_path)
     ssl = SSLUpstream(tmp_path, random_init=True)
     assert (ssl.num_layers, ssl.output_size, ssl.hop, ssl.min_samples) == (13, 768, 320, 400)
-    waves, lengths = batch([8000, 16000])
+    waves, lengths = batch([8000, 48000])  # a piece, and more
     with torch.no_grad():
         hidden, frames = ssl(waves, lengths)
         for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):

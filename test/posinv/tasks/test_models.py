@@ -10,6 +10,7 @@ import soundfile
 import torch
 import yaml
 from espnet2.bin import enh_inference
+from tiny_ssl import TINY_SSL
 from transformers import AutoModel, Data2VecAudioConfig, HubertConfig, Wav2Vec2Config, WavLMConfig
 
 from posinv.bin import enh_import
@@ -21,21 +22,12 @@ from posinv.tasks.enh import EnhancementTask
 from posinv.tasks.ssft import SSFTTask
 
 SMALL = Path(__file__).resolve().parents[3] / "conf" / "small"
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
 SSL = {
-    "hubert": HubertConfig(**TINY),
-    "wavlm": WavLMConfig(**TINY),
-    "wav2vec2": Wav2Vec2Config(**TINY),
+    "hubert": HubertConfig(**TINY_SSL),
+    "wavlm": WavLMConfig(**TINY_SSL),
+    "wav2vec2": Wav2Vec2Config(**TINY_SSL),
     "data2vec-audio": Data2VecAudioConfig(
-        **{**TINY, "num_conv_pos_embeddings": 2}, conv_pos_kernel_size=7
+        **{**TINY_SSL, "num_conv_pos_embeddings": 2}, conv_pos_kernel_size=7
     ),
 }
 SE = {
