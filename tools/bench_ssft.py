@@ -6,7 +6,8 @@ the authors' way, written anew: one pair at a time, whose gradients add up; view
 the CPU with librosa; each waveform alone through the SSL model; and a loss that expands the tensor
 of all differences of frames and goes over the cells of the alignments with a scalar loop on the
 CPU. Both train the same layers of the same model, which has the size of HuBERT-Base or WavLM-Base
-and random weights. Before anything is timed, their losses of the same two views are compared.
+and random weights, at the preset's float32_matmul_precision. Before anything is timed, their losses
+of the same two views are compared, in full float32.
 
 The audio is read from FLAC files: --flac, or pink noise as loud and soft as speech, made on the
 spot. The implementations take turns. On a GPU phases are timed by events, so that no update waits
@@ -42,6 +43,7 @@ from posinv.perturb import random_state
 from posinv.report.curves import save_figure
 from posinv.report.results import ABSENT
 from posinv.ssft import SSFTModel
+from posinv.tasks.trainer import MATMUL_PRECISIONS
 
 TOLERANCE = 1e-4
 CONFIGS = {"hubert": HubertConfig, "wavlm": WavLMConfig}  # whose defaults are the Base models'
@@ -359,6 +361,11 @@ def main() -> None:
     add("--updates", type=int, help="of posinv, over three turns (default: 3; on a GPU 300)")
     add("--flac", type=Path, help="folder of FLAC files at 16 kHz, searched at any depth")
     add("--bf16", action="store_true", help="bfloat16, as ssft_train --use_amp true on a GPU")
+    add(
+        "--float32_matmul_precision",
+        choices=MATMUL_PRECISIONS,
+        help="of both, as ssft_train's (default: the preset's)",
+    )
     args = parser.parse_args()
     check_device(args.device)
     on_gpu = args.device == "cuda"
@@ -367,13 +374,15 @@ def main() -> None:
     turns = 3
     samples = round(args.seconds * SAMPLING_RATE)
 
-    preset = read_yaml(
+    config = read_yaml(
         Path(__file__).parents[1] / "conf" / f"laser_{args.model}.yaml", "the preset"
-    )["model_conf"]
+    )
+    preset = config["model_conf"]
+    precision = args.float32_matmul_precision or config["float32_matmul_precision"]
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        config = CONFIGS[args.model](**(TINY if args.quick else {}))
-        AutoModel.from_config(config).save_pretrained(f"{folder}/ssl")
+        ssl = CONFIGS[args.model](**(TINY if args.quick else {}))
+        AutoModel.from_config(ssl).save_pretrained(f"{folder}/ssl")
         model = SSFTModel(f"{folder}/ssl", **preset).train()
         if args.flac:
             files = sorted(args.flac.rglob("*.flac"))
@@ -388,6 +397,7 @@ def main() -> None:
             Authors(model, views["speed"], views["semitones"]),
         ]
         difference = bench.check(*implementations)
+        torch.set_float32_matmul_precision(precision)
         rows = [Row(implementation.name) for implementation in implementations]
         for _ in range(turns):
             for implementation, row in zip(implementations, rows, strict=True):
@@ -398,7 +408,7 @@ def main() -> None:
     settings = (
         f"- settings: {args.model} Base size{', tiny' * args.quick}, {pairs} pairs of"
         f" {args.seconds:g} s, {torch.get_num_threads()} threads,"
-        f" {'bfloat16' if args.bf16 else 'float32'}\n"
+        f" {'bfloat16' if args.bf16 else 'float32'}, float32_matmul_precision {precision}\n"
         f"- the two losses of the same views differ by {difference:.1e} of their value\n"
     )
     if largest:

@@ -11,6 +11,8 @@ from espnet2.train.trainer import Trainer, TrainerOptions
 
 from posinv.errors import InputError
 
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+
 
 class SeededTrainer(Trainer):
     """ESPnet's trainer for models that draw at random while they train and validate.
@@ -24,13 +26,26 @@ class SeededTrainer(Trainer):
     """
 
     @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add ``--float32_matmul_precision`` to ESPnet's options."""
+        parser.add_argument(
+            "--float32_matmul_precision",
+            choices=MATMUL_PRECISIONS,
+            default="highest",
+            help="As torch.set_float32_matmul_precision: high is TF32 on GPUs; medium is that, and "
+            "oneDNN on CPUs: bfloat16 where there are matrix units for it (Intel AMX), else "
+            "float32, faster than the default on AMD. The distances that soft-DTW aligns by are "
+            "float32 always.",
+        )
+
+    @classmethod
     def build_options(cls, args: argparse.Namespace) -> TrainerOptions:
-        """Return what ``train`` and ``validate`` use of the options.
+        """Set the products' precision; return what ``train`` and ``validate`` use of the options.
 
         Raises:
             InputError: several GPUs in one process, where batches lose track of their
-                utterances; or mixed precision on the CPU, where ESPnet would not say that it is
-                off.
+                utterances; mixed precision on the CPU, where ESPnet would not say that it is
+                off; or two options for the products' precision.
         """
         if args.ngpu > 1:
             raise InputError(
@@ -39,6 +54,15 @@ class SeededTrainer(Trainer):
             )
         if args.use_amp and args.ngpu == 0:
             raise InputError("--use_amp true: mixed precision needs a GPU: give --ngpu, or false")
+        if args.float32_matmul_precision not in MATMUL_PRECISIONS:  # in YAML; argparse sees options
+            raise InputError(
+                f"float32_matmul_precision: must be one of {', '.join(MATMUL_PRECISIONS)}: "
+                f"{args.float32_matmul_precision!r}"
+            )
+        if not args.use_tf32:
+            torch.set_float32_matmul_precision(args.float32_matmul_precision)
+        elif args.float32_matmul_precision != "highest":
+            raise InputError("--use_tf32 and --float32_matmul_precision: give one of the two")
         return super().build_options(args)
 
     @classmethod

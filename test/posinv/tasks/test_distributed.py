@@ -247,6 +247,22 @@ def test_bf16_trains(exp, options, name, monkeypatch):
     assert {w.dtype for w in weights(exp / name / "bf16", 1).values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_other_products_train(exp, options, name):
+    conf = {"max_epoch": 1, "batch_size": UTTERANCES}
+    for precision in ("medium", "highest"):
+        conf["float32_matmul_precision"] = precision
+        TASKS[name].main(cmd=options(name, precision, **conf))
+        assert torch.get_float32_matmul_precision() == precision
+    highest, medium = (curve(exp / name / kind) for kind in ("highest", "medium"))
+    np.testing.assert_allclose(medium[:, [0, 2]], highest[:, [0, 2]], rtol=0.04)  # as bf16
+
+
 def test_what_is_refused(options):
     with pytest.raises(InputError, match="--use_amp true: mixed precision needs a GPU"):
         SSFTTask.main(cmd=[*options("ssft", "x"), "--use_amp", "true"])
+    with pytest.raises(InputError, match="must be one of highest, high, medium: 'low'"):
+        SSFTTask.main(cmd=options("ssft", "x", float32_matmul_precision="low"))
+    both = ["--use_tf32", "true", "--float32_matmul_precision", "high"]
+    with pytest.raises(InputError, match="--use_tf32 and --float32_matmul_precision: give one"):
+        SSFTTask.main(cmd=[*options("ssft", "x"), *both])
