@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -473,6 +475,32 @@ def _normalised_over(layer: nn.Module, pieces: Sequence[Tensor]) -> Callable[[Te
     return forward
 
 
+def _attend(
+    attention: WavLMAttention, x: Tensor, mask: Tensor | None, bias: Tensor
+) -> tuple[Tensor, None]:
+    """Do WavLM's self-attention (B, F, D) as the other families do theirs.
+
+    ``transformers`` puts frames before utterances, which PyTorch then projects frame by frame, and
+    keeps the heads' weights to average them.
+
+    Args:
+        attention: the module.
+        x: (B, F, D).
+        mask: (B, F), 1 or True at valid frames; None if all are.
+        bias: (B * heads, F, F), the gated relative position bias.
+    """
+    q, k, v = (
+        project(x).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)  # B, H, F, D / H
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    bias = bias.view(len(x), -1, *bias.shape[1:])
+    if mask is not None:
+        bias = bias.masked_fill(mask.ne(1)[:, None, None], -math.inf)
+    dropout = attention.dropout if attention.training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout)
+    return attention.out_proj(out.transpose(1, 2).flatten(2)), None
+
+
 @contextmanager
 def _ignoring_padding(
     model: PreTrainedModel, waves: Tensor, lengths: Tensor, frames: Tensor
@@ -519,19 +547,23 @@ def _ignoring_padding(
         for module in model.encoder.pos_conv_embed.modules()
         if isinstance(module, nn.Conv1d)
     ]
-    patched = []
+    replaced = [
+        (module, "torch_multi_head_self_attention", partial(_attend, module))
+        for module in model.encoder.modules()
+        if isinstance(module, WavLMAttention)
+    ]
     learns = waves.requires_grad or any(p.requires_grad for p in extractor.parameters())
     if not (learns and torch.is_grad_enabled()):
-        extractor.forward = one_by_one
-        patched = [extractor]
+        replaced.append((extractor, "forward", one_by_one))
     elif isinstance(norm, nn.GroupNorm):
-        norm.forward = group_norm
-        patched = [norm]
+        replaced.append((norm, "forward", group_norm))
+    for module, name, function in replaced:
+        setattr(module, name, function)
     try:
         yield
     finally:
-        for module in patched:
-            del module.forward
+        for module, name, _ in replaced:
+            delattr(module, name)
         for hook in hooks:
             hook.remove()
 

@@ -42,13 +42,15 @@ def ssft() -> str:
     keys = ("update_ms", "views_ms", "features_ms", "loss_ms", "backward_ms")
     rows = [
         [
+            model,
             NAMES.get(row["implementation"], row["implementation"]),
             *(figure(row[key], 1e-3, 2) for key in keys),
             figure(row["times_posinv"]),
         ]
-        for row in read("ssft_hubert_cpu.csv")
+        for model, name in (("HuBERT", "ssft_hubert_cpu.csv"), ("WavLM", "ssft_wavlm_cpu.csv"))
+        for row in read(name)
     ]
-    header = ["", "update, s", "views", "SSL features", "loss", "backward", "x posinv"]
+    header = ["Base", "", "update, s", "views", "SSL features", "loss", "backward", "x posinv"]
     return markdown_table(header, rows)
 
 
@@ -58,8 +60,9 @@ def main() -> None:
         "Soft-DTW, value and gradient, 8 pairs of 600 and 560 frames, features 256 wide"
         " ([softdtw_cpu.csv](tools/results/softdtw_cpu.csv) names machine and versions):\n\n"
         f"{softdtw()}\n![Time over batch and over length](tools/results/softdtw_cpu.png)\n\n"
-        "An update of LASER, HuBERT-Base's size, one pair of 12 s"
-        f" ([ssft_hubert_cpu.csv](tools/results/ssft_hubert_cpu.csv)):\n\n{ssft()}"
+        "An update of LASER, one pair of 12 s, both with float32_matmul_precision medium"
+        " ([ssft_hubert_cpu.csv](tools/results/ssft_hubert_cpu.csv),"
+        f" [ssft_wavlm_cpu.csv](tools/results/ssft_wavlm_cpu.csv)):\n\n{ssft()}"
     )
     write_results(ROOT / "README.md", "posinv", body)
 
