@@ -42,15 +42,14 @@ def ssft() -> str:
     keys = ("update_ms", "views_ms", "features_ms", "loss_ms", "backward_ms")
     rows = [
         [
-            model,
-            NAMES.get(row["implementation"], row["implementation"]),
+            f"{NAMES.get(row['implementation'], row['implementation'])}, {model}-Base",
             *(figure(row[key], 1e-3, 2) for key in keys),
             figure(row["times_posinv"]),
         ]
         for model, name in (("HuBERT", "ssft_hubert_cpu.csv"), ("WavLM", "ssft_wavlm_cpu.csv"))
         for row in read(name)
     ]
-    header = ["Base", "", "update, s", "views", "SSL features", "loss", "backward", "x posinv"]
+    header = ["", "update, s", "views", "SSL features", "loss", "backward", "x posinv"]
     return markdown_table(header, rows)
 
 
