@@ -511,7 +511,7 @@ def _ignoring_padding(
     other: no time goes into padding. Otherwise, where that takes longer for small models on several
     threads, group norm alone does. In front of the positional convolutions, padding becomes zeros;
     ``transformers`` does so once, but data2vec has several, and HuBERT's may have a batch norm
-    before it.
+    before it. WavLM's attention is :func:`_attend`.
     """
     extractor = model.feature_extractor
     norm = getattr(extractor.conv_layers[0], "layer_norm", None)
