@@ -66,7 +66,7 @@ class SpeedPerturb:
         for factor in set(drawn):
             rows = [b for b, other in enumerate(drawn) if other == factor]
             longest = max(old_lengths[b] for b in rows)
-            chosen = waves[:, :longest].index_select(0, _indices(rows, waves.device)).double()
+            chosen = waves[:, :longest].index_select(0, _indices(rows, waves.device))
             for b, wave in zip(rows, _resample(chosen, factor), strict=True):
                 wave = wave[: new_lengths[b]]
                 out[b, : wave.numel()] = wave
@@ -118,17 +118,17 @@ _WINDOW, _HOP = 1024, 256  # samples
 
 
 @lru_cache(maxsize=64)
-def _resampler(ratio: Fraction, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+def _resampler(ratio: Fraction, device: torch.device) -> torch.nn.Module:
     filters = torchaudio.transforms.Resample(
         ratio.numerator, ratio.denominator, dtype=torch.float64
     )
-    return filters.to(device, dtype, non_blocking=True)
+    return filters.to(device, non_blocking=True)
 
 
 def _resample(waves: torch.Tensor, ratio: Fraction) -> torch.Tensor:
     # (B, T) -> (B, ceil(T / ratio)), the filters kept from call to call. In float64: a GPU's
     # convolution takes float32 as TF32, autocast as bfloat16, which leaves noise at -50 dB.
-    return _resampler(ratio, waves.dtype, waves.device)(waves)
+    return _resampler(ratio, waves.device)(waves.double())
 
 
 def _indices(values: Sequence, device: torch.device) -> torch.Tensor:
