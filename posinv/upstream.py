@@ -515,8 +515,6 @@ def _ignoring_padding(
     """
     extractor = model.feature_extractor
     norm = getattr(extractor.conv_layers[0], "layer_norm", None)
-    kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
-    counts = ((lengths - kernel).div(stride, rounding_mode="floor") + 1).tolist()
 
     def one_by_one(waves: Tensor) -> Tensor:  # B, T -> B, C, F
         features = [
@@ -526,6 +524,8 @@ def _ignoring_padding(
         return nn.utils.rnn.pad_sequence(features, batch_first=True).mT
 
     def group_norm(x: Tensor) -> Tensor:  # B, C, N; F.group_norm is exactly the lone utterance's
+        kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
+        counts = ((lengths - kernel).div(stride, rounding_mode="floor") + 1).tolist()
         return torch.cat(
             [
                 F.pad(
