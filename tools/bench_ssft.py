@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from bench_softdtw import naive_divergence
 from benchmark import benchmark_parser, check_device, leave_results
 from matplotlib.figure import Figure
+from tiny_ssl import TINY_SSL
 from torch import Tensor
 from transformers import AutoModel, HubertConfig, WavLMConfig
 
@@ -47,15 +48,6 @@ from posinv.tasks.trainer import MATMUL_PRECISIONS
 
 TOLERANCE = 1e-4
 CONFIGS = {"hubert": HubertConfig, "wavlm": WavLMConfig}  # whose defaults are the Base models'
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
 PHASES = ("load", "views", "features", "loss", "backward", "optimiser")
 COLUMNS = (
     *("implementation", "pairs", "updates", "update_ms", "min_ms", "max_ms", "times_posinv"),
@@ -381,7 +373,7 @@ def main() -> None:
     precision = args.float32_matmul_precision or config["float32_matmul_precision"]
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        ssl = CONFIGS[args.model](**(TINY if args.quick else {}))
+        ssl = CONFIGS[args.model](**(TINY_SSL if args.quick else {}))
         AutoModel.from_config(ssl).save_pretrained(f"{folder}/ssl")
         model = SSFTModel(f"{folder}/ssl", **preset).train()
         if args.flac:

@@ -1,4 +1,4 @@
-"""The sizes of an SSL model that runs but does not learn, as transformers names them."""
+"""The sizes of an SSL model that runs but does not learn: for tests and --quick benchmarks."""
 
 TINY_SSL = {
     "hidden_size": 32,

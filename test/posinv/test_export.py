@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
+from tiny_ssl import TINY_SSL
 from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
 from posinv.bin import cli
@@ -19,16 +20,6 @@ from posinv.tasks.pretrain import PretrainTask
 from posinv.tasks.ssft import SSFTTask
 from posinv.upstream import SSLUpstream, extract
 
-TINY_SSL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": [8] * 7,
-    "feat_extract_norm": "layer",
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-}
 DEMUCS = {"hidden": 4, "depth": 2, "stride": 2, "resample": 2, "causal": False}
 LENGTHS = torch.tensor([6000, 4000])
 
@@ -61,7 +52,8 @@ def make_exp(folder, task, **changes):
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     exp = tmp_path_factory.mktemp("an experiment") / "ssl"
-    return exp, make_exp(exp, PretrainTask, num_units=7, ssl_conf=TINY_SSL)
+    ssl = {**TINY_SSL, "feat_extract_norm": "layer"}
+    return exp, make_exp(exp, PretrainTask, num_units=7, ssl_conf=ssl)
 
 
 @pytest.fixture(scope="module")
