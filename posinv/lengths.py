@@ -1,10 +1,57 @@
-"""The true lengths of a padded batch, and what is taken over them.
+"""The true lengths of a padded batch.
 
 Lengths may be on the CPU while the batch is on a GPU: then no function here waits for the GPU.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from posinv.errors import InputError
+
+Lengths = Tensor | np.ndarray | Sequence[int]
+
+
+def checked_lengths(
+    name: str, lengths: Lengths | None, batch: int, longest: int, tensor: Tensor
+) -> Tensor:
+    """Return lengths as int64, checked against the batch of ``tensor``.
+
+    They are on the CPU, unless they and the tensor are on a GPU. Then they stay there and, so that
+    nothing waits for the GPU, a length out of range becomes 0, and what is computed from it NaN.
+
+    Args:
+        name: what an error calls them.
+        lengths: (B,) integers in 1..longest; None for all ``longest``.
+        batch: B.
+        longest: size of the tensor's time dimension.
+        tensor: the batch, whose shape an error tells.
+
+    Raises:
+        InputError: another shape, no integers, or a length out of range.
+    """
+    of = f"for a tensor of shape {tuple(tensor.shape)}"
+    if lengths is None:
+        return torch.full((batch,), longest)
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.as_tensor(np.asarray(lengths))
+        except (TypeError, ValueError):
+            raise InputError(f"{name} must be ({batch},) integers {of}, got {lengths!r}") from None
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise InputError(f"{name} must be integers, got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise InputError(f"{name} must be ({batch},) {of}, got shape {tuple(lengths.shape)}")
+    if lengths.is_cuda and tensor.is_cuda:
+        lengths = lengths.detach().to(torch.int64)
+        return lengths.masked_fill((lengths < 1) | (lengths > longest), 0)
+    lengths = lengths.detach().to("cpu", torch.int64)
+    for b in ((lengths < 1) | (lengths > longest)).nonzero().flatten().tolist()[:1]:
+        allowed = f"in 1..{longest}" if longest else "at least 1"
+        raise InputError(f"{name}[{b}] is {lengths[b]}, must be {allowed} {of}")
+    return lengths
 
 
 def on_device(lengths: Tensor, longest: int, device: torch.device) -> Tensor:
@@ -24,7 +71,9 @@ def valid_mask(lengths: Tensor, size: int, device: torch.device | None = None) -
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def mean_squared_distance(x: Tensor, y: Tensor, lengths: Tensor) -> Tensor:
-    """Return the mean over valid frames of ``||x_i - y_i||^2``, ``(B,)``, of ``(B, F, D)`` each."""
-    valid = valid_mask(lengths, x.size(1), x.device)
-    return ((x - y).square().sum(dim=2) * valid).sum(dim=1) / valid.sum(dim=1)
+def index_tensor(values: Sequence, device: torch.device) -> Tensor:
+    """Return ``values`` as int64 on a device, without waiting for it.
+
+    ``torch.tensor(values, device=...)``, and indexing by a list, wait for a GPU.
+    """
+    return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)

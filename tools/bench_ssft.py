@@ -1,13 +1,13 @@
 """Time LASER's update beside the authors' formulation, in one run.
 
 An update is: two views of each utterance, their SSL features, the loss, its gradient, AdamW.
-"posinv" is posinv.ssft.SSFTModel as ssft_train runs it, a batch of pairs at a time. "authors" is
-the authors' way, written anew: one pair at a time, whose gradients add up; views made one by one on
-the CPU with librosa; each waveform alone through the SSL model; and a loss that expands the tensor
-of all differences of frames and goes over the cells of the alignments with a scalar loop on the
-CPU. Both train the same layers of the same model, which has the size of HuBERT-Base or WavLM-Base
-and random weights, at the preset's float32_matmul_precision. Before anything is timed, their losses
-of the same two views are compared, in full float32.
+"posinv" is posinv.models.ssft.SSFTModel as ssft_train runs it, a batch of pairs at a time.
+"authors" is the authors' way, written anew: one pair at a time, whose gradients add up; views made
+one by one on the CPU with librosa; each waveform alone through the SSL model; and a loss that
+expands the tensor of all differences of frames and goes over the cells of the alignments with a
+scalar loop on the CPU. Both train the same layers of the same model, which has the size of HuBERT-
+Base or WavLM-Base and random weights, at the preset's float32_matmul_precision. Before anything is
+timed, their losses of the same two views are compared, in full float32.
 
 The audio is read from FLAC files: --flac, or pink noise as loud and soft as speech, made on the
 spot. The implementations take turns. On a GPU phases are timed by events, so that no update waits
@@ -35,16 +35,16 @@ from tiny_ssl import TINY_SSL
 from torch import Tensor
 from transformers import AutoModel, HubertConfig, WavLMConfig
 
-from posinv.audio import SAMPLING_RATE, read_audio, write_audio
+from posinv.augment.draws import random_state
+from posinv.augment.noise import pink
 from posinv.bin.cli import run
-from posinv.corpora.noise import pink
+from posinv.data.audio import SAMPLING_RATE, read_audio, write_audio
+from posinv.data.files import read_yaml
 from posinv.errors import InputError
-from posinv.files import read_yaml
-from posinv.perturb import random_state
+from posinv.espnet.trainer import MATMUL_PRECISIONS
+from posinv.models.ssft import SSFTModel
 from posinv.report.curves import save_figure
 from posinv.report.results import ABSENT
-from posinv.ssft import SSFTModel
-from posinv.tasks.trainer import MATMUL_PRECISIONS
 
 TOLERANCE = 1e-4
 CONFIGS = {"hubert": HubertConfig, "wavlm": WavLMConfig}  # whose defaults are the Base models'

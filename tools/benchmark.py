@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from posinv.data.files import write_whole
 from posinv.errors import InputError
-from posinv.files import write_whole
 from posinv.report.results import markdown_table, provenance
 
 

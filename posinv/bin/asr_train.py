@@ -1,7 +1,7 @@
 """ESPnet's ``asr_train`` with posinv's classes registered."""
 
 from posinv.bin.cli import run
-from posinv.tasks.asr import ASRTask
+from posinv.espnet.tasks.asr import ASRTask
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.files import write_whole
-from posinv.scoring import error_rate, read_transcripts
+from posinv.data.files import write_whole
+from posinv.scoring.text import error_rate, read_transcripts
 
 
 def main() -> None:

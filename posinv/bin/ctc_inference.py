@@ -13,11 +13,11 @@ from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 from tqdm import tqdm
 
-from posinv.audio import SAMPLING_RATE, read_audio
 from posinv.bin.cli import run
-from posinv.datadir import read_table, write_table
+from posinv.data.audio import SAMPLING_RATE, read_audio
+from posinv.data.tables import read_table, write_table
 from posinv.errors import InputError
-from posinv.tasks.asr import ASRTask
+from posinv.espnet.tasks.asr import ASRTask
 
 
 class Head:

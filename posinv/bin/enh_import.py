@@ -5,15 +5,16 @@ saved. What is written is what ``enh_train`` leaves: ``config.yaml`` and ``valid
 """
 
 import argparse
-import pickle
 from pathlib import Path
 
 import torch
 import yaml
 
 from posinv.bin.cli import run
-from posinv.errors import InputError
-from posinv.tasks.enh import EnhancementTask, read_model
+from posinv.data.checkpoint import load_weights, read_checkpoint
+from posinv.espnet.separator import DemucsSeparator
+from posinv.espnet.tasks.enh import EnhancementTask, read_model
+from posinv.models.demucs import read_release
 
 
 def build(config: Path, checkpoint: Path, output_dir: Path) -> tuple[argparse.Namespace, dict]:
@@ -27,31 +28,14 @@ def build(config: Path, checkpoint: Path, output_dir: Path) -> tuple[argparse.Na
     """
     train_args = EnhancementTask.get_parser().parse_args(["--output_dir", str(output_dir)])
     vars(train_args).update(read_model(config))
-    state = _read(checkpoint)
-    if train_args.separator == "demucs" and not any(k.startswith("separator.") for k in state):
-        train_args.separator_conf["checkpoint"] = str(checkpoint)
-        model = EnhancementTask.build_model(train_args)
-        # The weights are in the model file from here on.
-        train_args.separator_conf["checkpoint"] = None
-        return train_args, model.state_dict()
     model = EnhancementTask.build_model(train_args)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(
-            f"{checkpoint}: not weights of the model in {config}: {str(error)[:300]}"
-        ) from error
+    demucs = isinstance(model.separator, DemucsSeparator)
+    state = read_release(checkpoint) if demucs else read_checkpoint(checkpoint)
+    if demucs and "encoder.0.0.weight" in state:
+        model.separator.load_release(state, checkpoint)
+    else:
+        load_weights(model, state, checkpoint, f"the model in {config}")
     return train_args, model.state_dict()
-
-
-def _read(checkpoint: Path) -> dict:
-    if not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no such checkpoint: correct its path")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError):
-        return {}  # refused by whichever model it is for
-    return state if isinstance(state, dict) else {}
 
 
 def main() -> None:

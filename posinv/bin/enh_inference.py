@@ -1,8 +1,8 @@
 """ESPnet's ``enh_inference`` with posinv's classes registered."""
 
-import posinv.tasks.register  # noqa: F401, I001  (before espnet2.bin, see there)
 from espnet2.bin.enh_inference import main
 
+import posinv.espnet  # noqa: F401  (registers)
 from posinv.bin.cli import run
 
 if __name__ == "__main__":

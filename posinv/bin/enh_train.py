@@ -1,7 +1,7 @@
 """ESPnet's ``enh_train`` with posinv's classes registered."""
 
 from posinv.bin.cli import run
-from posinv.tasks.enh import EnhancementTask
+from posinv.espnet.tasks.enh import EnhancementTask
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from posinv.bin.cli import run
-from posinv.datadir import write_table
-from posinv.enhance import Enhancer, plan_enhancement
+from posinv.data.tables import write_table
+from posinv.inference.enhancer import Enhancer, plan_enhancement
 
 
 def get_parser() -> argparse.ArgumentParser:

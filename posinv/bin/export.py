@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.export import export
+from posinv.inference.export import export
 
 
 def get_parser() -> argparse.ArgumentParser:

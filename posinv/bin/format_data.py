@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.datadir import format_data
+from posinv.data.directory import format_data
 
 
 def get_parser() -> argparse.ArgumentParser:

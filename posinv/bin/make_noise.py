@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
+from posinv.augment.noise import NOISES
 from posinv.bin.cli import run
-from posinv.corpora.noise import NOISES, SEEN, write_noise
+from posinv.corpora.noisy import SEEN, write_noise
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Measure how far an SSL model's last layer has collapsed: see ``posinv.collapse``."""
+"""Measure how far an SSL model's last layer has collapsed: see ``posinv.losses.functional``."""
 
 import argparse
 import json
@@ -7,12 +7,12 @@ from statistics import fmean
 
 import torch
 
-from posinv.audio import SAMPLING_RATE, read_audio
 from posinv.bin.cli import run
-from posinv.collapse import effective_rank, frame_distance
-from posinv.datadir import read_table
-from posinv.files import write_whole
-from posinv.upstream import SSLUpstream
+from posinv.data.audio import SAMPLING_RATE, read_audio
+from posinv.data.files import write_whole
+from posinv.data.tables import read_table
+from posinv.losses.functional import effective_rank, frame_distance
+from posinv.ssl.upstream import SSLUpstream
 
 
 @torch.inference_mode()

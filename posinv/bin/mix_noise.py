@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.corpora.noise import NOISE_TYPES, SEEN, Mixing, mix_noise
+from posinv.corpora.noisy import NOISE_TYPES, SEEN, Mixing, mix_noise
 from posinv.errors import InputError
 
 

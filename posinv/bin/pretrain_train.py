@@ -1,7 +1,7 @@
 """Pretrain a small HuBERT on k-means units, as an ESPnet training command."""
 
 from posinv.bin.cli import run
-from posinv.tasks.pretrain import PretrainTask
+from posinv.espnet.tasks.pretrain import PretrainTask
 
 
 def main() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from posinv.audio import SAMPLING_RATE, read_audio
 from posinv.bin.cli import run
-from posinv.datadir import map_parallel, read_table, write_table
-from posinv.errors import InputError
-from posinv.pretrain import (
+from posinv.data.audio import SAMPLING_RATE, read_audio
+from posinv.data.parallel import map_parallel
+from posinv.data.tables import read_table, write_table
+from posinv.data.units import (
     HOP,
     WINDOW,
     assign_units,
@@ -19,6 +19,7 @@ from posinv.pretrain import (
     mfcc_features,
     save_units_model,
 )
+from posinv.errors import InputError
 
 
 def get_parser() -> argparse.ArgumentParser:

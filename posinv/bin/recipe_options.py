@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from posinv.bin.cli import run
+from posinv.data.files import read_yaml
 from posinv.errors import InputError
-from posinv.files import read_yaml
 
 
 def read_options(path: Path) -> dict[str, str]:

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.files import write_whole
-from posinv.scoring import ENHANCEMENT_METRICS, score_enhancement
+from posinv.data.files import write_whole
+from posinv.scoring.enhancement import ENHANCEMENT_METRICS, score_enhancement
 
 
 def get_parser() -> argparse.ArgumentParser:

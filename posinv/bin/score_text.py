@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.files import write_whole
-from posinv.scoring import score_text
+from posinv.data.files import write_whole
+from posinv.scoring.text import score_text
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Fine-tune an SSL model without labels (LASER), as an ESPnet training command."""
 
 from posinv.bin.cli import run
-from posinv.tasks.ssft import SSFTTask
+from posinv.espnet.tasks.ssft import SSFTTask
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import sentencepiece
 
 from posinv.bin.cli import run
-from posinv.datadir import read_table
+from posinv.data.tables import read_table
 from posinv.errors import InputError
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.datadir import validate
+from posinv.data.directory import validate
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from posinv.augment.draws import generator
 from posinv.corpora.lexicon import Lexicon
-from posinv.corpora.noise import generator
-from posinv.datadir import DataDir, whole_directory
+from posinv.data.directory import DataDir, whole_directory
 from posinv.errors import InputError
 
 AUDIO = {"train": "an4_clstk", "test": "an4test_clstk"}  # folders of wav/

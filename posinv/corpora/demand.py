@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from posinv.audio import SAMPLING_RATE, read_audio, write_audio
-from posinv.datadir import whole_directory, write_table
+from posinv.data.audio import SAMPLING_RATE, read_audio, write_audio
+from posinv.data.directory import whole_directory
+from posinv.data.tables import write_table
 from posinv.errors import InputError
 
 # The split of NR-SSFT, by the authors of LASER: indoor noises are seen in training.

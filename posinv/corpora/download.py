@@ -25,8 +25,8 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from posinv import __version__
+from posinv.data.files import write_whole
 from posinv.errors import InputError
-from posinv.files import write_whole
 
 TIMEOUT = 60.0  # seconds to wait for an answer, or for more of a file
 WAITS = (1.0, 3.0, 9.0)  # seconds before each new attempt; from the first whenever more came

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from posinv.audio import SAMPLING_RATE, read_audio, write_audio
-from posinv.corpora.noise import generator
-from posinv.datadir import DataDir, map_parallel, whole_directory
+from posinv.augment.draws import generator
+from posinv.data.audio import SAMPLING_RATE, read_audio, write_audio
+from posinv.data.directory import DataDir, whole_directory
+from posinv.data.parallel import map_parallel
 from posinv.errors import InputError
 
 RECORDED_RATE = 8000
@@ -117,7 +118,7 @@ def prepare(
 
     Raises:
         InputError: as :func:`find_recordings`, :func:`split_recordings` and
-            :func:`posinv.audio.read_audio`; minutes not above zero.
+            :func:`posinv.data.audio.read_audio`; minutes not above zero.
     """
     wanted = {"train": minutes, "dev": dev_minutes, "test": test_minutes}
     for split, value in wanted.items():

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posinv.audio import open_recording, write_audio
 from posinv.corpora.lexicon import Lexicon
-from posinv.datadir import DataDir, map_parallel, read_table, refuse_overlap, whole_directory
+from posinv.data.audio import open_recording, write_audio
+from posinv.data.directory import DataDir, refuse_overlap, whole_directory
+from posinv.data.parallel import map_parallel
+from posinv.data.tables import read_table
 from posinv.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,8 +75,9 @@ def import_kaldi(
         nj: number of processes.
 
     Raises:
-        InputError: as :meth:`posinv.datadir.DataDir.read`; a segment of no recording, or one beyond
-            its recording by more than 0.01 s; no ``phn`` and no lexicon, or a word that it lacks.
+        InputError: as :meth:`~posinv.data.directory.DataDir.read`; a segment of no recording, or
+            one beyond its recording by more than 0.01 s; no ``phn`` and no lexicon, or a word that
+            it lacks.
     """
     src, out = Path(src), Path(out)
     refuse_overlap(src, out)

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from posinv.corpora.lexicon import Lexicon
-from posinv.datadir import DataDir, map_parallel, whole_directory
+from posinv.data.directory import DataDir, whole_directory
+from posinv.data.parallel import map_parallel
 from posinv.errors import InputError
 
 

@@ -13,9 +13,9 @@ import espeakng_loader
 import numpy as np
 import soxr
 
-from posinv.audio import SAMPLING_RATE, write_audio
-from posinv.corpora.noise import generator
-from posinv.datadir import DataDir, whole_directory
+from posinv.augment.draws import generator
+from posinv.data.audio import SAMPLING_RATE, write_audio
+from posinv.data.directory import DataDir, whole_directory
 from posinv.errors import InputError
 
 SPLITS = ("train", "dev", "test")

@@ -1,24 +1,13 @@
 """What ESPnet recorded of a training, epoch by epoch, and its curves."""
 
-import datetime
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-from posinv.errors import InputError
-
-# What the records of ESPnet's reporter are made of.
-_RECORDED_TYPES = [
-    datetime.timedelta,
-    np._core.multiarray.scalar,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64")),
-]
+from posinv.data.checkpoint import read_checkpoint
 
 
 def read_epochs(training: Path | str) -> list[dict[str, dict[str, float]]]:
@@ -35,14 +24,8 @@ def read_epochs(training: Path | str) -> list[dict[str, dict[str, float]]]:
         InputError: there is no such checkpoint.
     """
     path = Path(training) / "checkpoint.pth"
-    try:
-        with torch.serialization.safe_globals(_RECORDED_TYPES):
-            # Mapped, since the weights beside the records are not wanted.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}: train first") from error
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise InputError(f"{path}: not a checkpoint of ESPnet's ({error})") from error
+    # Mapped, since the weights beside the records are not wanted.
+    state = read_checkpoint(path, mmap=True)
     return [
         {phase: _numbers(epoch[phase]) for phase in ("train", "valid")}
         for _, epoch in sorted(state["reporter"]["stats"].items())
@@ -50,8 +33,9 @@ def read_epochs(training: Path | str) -> list[dict[str, dict[str, float]]]:
 
 
 def _numbers(stats: Mapping[str, object]) -> dict[str, float]:
+    # ESPnet saves a time as {"__timedelta_seconds__": 1.5}.
     return {
-        name: value.total_seconds() if isinstance(value, datetime.timedelta) else float(value)
+        name: float(value["__timedelta_seconds__"] if isinstance(value, dict) else value)
         for name, value in stats.items()
     }
 

@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 import posinv
+from posinv.data.files import read_yaml, write_whole
 from posinv.errors import InputError
-from posinv.files import read_yaml, write_whole
 
 BEGIN = "<!-- posinv:results:begin -->"
 END = "<!-- posinv:results:end -->"

@@ -1,6 +1,6 @@
-"""Soft-DTW: differentiable alignment of feature sequences, and the losses made of it."""
+"""Soft-DTW: differentiable alignment of feature sequences."""
 
 from posinv.softdtw.functional import soft_alignment, soft_dtw
-from posinv.softdtw.loss import ContrastiveIDM, SoftDTWLoss
+from posinv.softdtw.loss import SoftDTWLoss
 
-__all__ = ["ContrastiveIDM", "SoftDTWLoss", "soft_alignment", "soft_dtw"]
+__all__ = ["SoftDTWLoss", "soft_alignment", "soft_dtw"]

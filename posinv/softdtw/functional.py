@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from posinv.errors import InputError
+from posinv.lengths import Lengths, checked_lengths
 from posinv.softdtw.memory import has_room
 
 # Each module's align(cost, x_lengths, y_lengths, gamma, bandwidth, with_alignment) returns the
@@ -26,8 +28,8 @@ BACKENDS = ("auto", *_BACKENDS)
 
 def soft_dtw(
     cost: Tensor,
-    x_lengths: Tensor | None = None,
-    y_lengths: Tensor | None = None,
+    x_lengths: Lengths | None = None,
+    y_lengths: Lengths | None = None,
     gamma: float = 1.0,
     bandwidth: int | None = None,
     backend: str = "auto",
@@ -75,8 +77,8 @@ def soft_dtw(
 
 def soft_alignment(
     cost: Tensor,
-    x_lengths: Tensor | None = None,
-    y_lengths: Tensor | None = None,
+    x_lengths: Lengths | None = None,
+    y_lengths: Lengths | None = None,
     gamma: float = 1.0,
     bandwidth: int | None = None,
     backend: str = "auto",
@@ -143,8 +145,8 @@ def _scale(x: Tensor, factor: Tensor) -> Tensor:
 def _checked(
     name: str,
     cost: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
+    x_lengths: Lengths | None,
+    y_lengths: Lengths | None,
     gamma: float,
     bandwidth: int | None,
     backend: str,
@@ -165,12 +167,13 @@ def _checked(
             f'{name}: backend "{backend}" got a cost on {cost.device}; use "auto" or "torch"'
         )
     if backend != "cuda":
-        x_lengths = x_lengths if x_lengths is None else x_lengths.cpu()
-        y_lengths = y_lengths if y_lengths is None else y_lengths.cpu()
+        x_lengths, y_lengths = (
+            lengths.cpu() if isinstance(lengths, Tensor) else lengths
+            for lengths in (x_lengths, y_lengths)
+        )
     x_lengths = checked_lengths(f"{name}: x_lengths", x_lengths, B, N, cost)
     y_lengths = checked_lengths(f"{name}: y_lengths", y_lengths, B, M, cost)
-    check_gamma(name, gamma)
-    check_bandwidth(name, bandwidth)
+    gamma, bandwidth = check_gamma(name, gamma), check_bandwidth(name, bandwidth)
     if bandwidth is not None:
         bandwidth = min(bandwidth, max(N, M))
     if bandwidth is not None and x_lengths.device == y_lengths.device == torch.device("cpu"):
@@ -185,43 +188,34 @@ def _checked(
     return align, cost, x_lengths, y_lengths, gamma, bandwidth
 
 
-def checked_lengths(
-    name: str, lengths: Tensor | None, batch: int, longest: int, tensor: Tensor
-) -> Tensor:
-    """int64 lengths, of the batch of the given tensor (named by its shape in errors).
-
-    They are on the CPU, unless they and the tensor are on a GPU: then they stay there, and to
-    save waiting for the GPU, one that is out of range becomes 0, and what is made of it NaN.
-    """
-    of = f"for a tensor of shape {tuple(tensor.shape)}"
-    if lengths is None:
-        lengths = torch.full((batch,), longest)
-    if lengths.shape != (batch,):
-        raise InputError(f"{name} must be ({batch},) {of}, got shape {tuple(lengths.shape)}")
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise InputError(f"{name} must be integers, got {lengths.dtype}")
-    if lengths.is_cuda and tensor.is_cuda:
-        lengths = lengths.detach().to(torch.int64)
-        return lengths.masked_fill((lengths < 1) | (lengths > longest), 0)
-    lengths = lengths.detach().to("cpu", torch.int64)
-    for b in ((lengths < 1) | (lengths > longest)).nonzero().flatten().tolist()[:1]:
-        range_ = f"in 1..{longest}" if longest else "at least 1"
-        raise InputError(f"{name}[{b}] is {lengths[b]}, must be {range_} {of}")
-    return lengths
-
-
-def check_gamma(name: str, gamma: float) -> None:
-    """Raise InputError unless gamma is finite and >= 0."""
-    if not (math.isfinite(gamma) and gamma >= 0):
+def check_gamma(name: str, gamma: float) -> float:
+    """Return gamma as a float; raise InputError unless it is finite and >= 0, and a constant."""
+    if isinstance(gamma, Tensor) and gamma.requires_grad:
+        raise InputError(
+            f"{name}: gamma cannot be learned, soft-DTW has no gradient in it: give a number"
+        )
+    try:
+        number = float(gamma)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
         raise InputError(f"{name}: gamma must be finite and >= 0 (0 is hard DTW), got {gamma}")
+    return number
 
 
-def check_bandwidth(name: str, bandwidth: int | None) -> None:
-    """Raise InputError unless bandwidth is None or an integer >= 0."""
-    if bandwidth is not None and (not isinstance(bandwidth, int) or bandwidth < 0):
+def check_bandwidth(name: str, bandwidth: int | None) -> int | None:
+    """Return bandwidth as an int or None; raise InputError unless it is None or an integer >= 0."""
+    if bandwidth is None:
+        return None
+    try:
+        number = operator.index(bandwidth)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(bandwidth, bool):
         raise InputError(
             f"{name}: bandwidth must be None (no band) or an integer >= 0, got {bandwidth}"
         )
+    return number
 
 
 def check_backend(name: str, backend: str) -> None:

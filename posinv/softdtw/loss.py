@@ -1,23 +1,30 @@
-"""Losses on feature sequences: soft-DTW (divergence) and LASER's temporal regulariser."""
+"""Soft-DTW between two feature sequences, and the soft-DTW divergence."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from posinv.errors import InputError
-from posinv.lengths import on_device, valid_mask
+from posinv.lengths import Lengths
+from posinv.softdtw.distance import (
+    SquaredDistance,
+    SquaredSelfDistance,
+    mean_frame,
+    unit_frames,
+    valid_features,
+)
 from posinv.softdtw.functional import (
     check_backend,
     check_bandwidth,
     check_gamma,
-    checked_lengths,
     soft_dtw,
 )
 
 COSTS = ("sqeuclidean", "cosine")
+Cost = str | Callable[[Tensor, Tensor], Tensor]
 
 
 class SoftDTWLoss(nn.Module):
@@ -33,9 +40,11 @@ class SoftDTWLoss(nn.Module):
     Args:
         gamma: smoothing, >= 0, in the unit of the cost.
         divergence: subtract half the two self-alignments.
-        cost: "sqeuclidean", the squared Euclidean distance of two frames, or "cosine", one minus
+        cost: "sqeuclidean", the squared Euclidean distance of two frames; "cosine", one minus
             their cosine similarity, computed as half the squared distance of the L2-normalised
-            frames. (A frame of zeros stays zero: at 1/2 from every other, without gradient.)
+            frames (a frame of zeros stays zero: at 1/2 from every other, without gradient); or a
+            function of x (B, N, D) and y (B, M, D) that returns their costs (B, N, M), which gets
+            the features with zeros beyond the lengths.
         bandwidth: Sakoe-Chiba band in frames, see :func:`~posinv.softdtw.soft_dtw`; None for none.
         backend: see :func:`~posinv.softdtw.soft_dtw`.
 
@@ -47,20 +56,21 @@ class SoftDTWLoss(nn.Module):
         self,
         gamma: float = 0.1,
         divergence: bool = True,
-        cost: str = "sqeuclidean",
+        cost: Cost = "sqeuclidean",
         bandwidth: int | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_gamma("SoftDTWLoss", gamma)
-        check_bandwidth("SoftDTWLoss", bandwidth)
+        self.gamma = check_gamma("SoftDTWLoss", gamma)
+        self.bandwidth = check_bandwidth("SoftDTWLoss", bandwidth)
         check_backend("SoftDTWLoss", backend)
-        if cost not in COSTS:
-            raise InputError(f"SoftDTWLoss: cost must be one of {', '.join(COSTS)}, got {cost!r}")
-        self.gamma = gamma
+        if not callable(cost) and cost not in COSTS:
+            raise InputError(
+                f"SoftDTWLoss: cost must be one of {', '.join(COSTS)}, or a function of x and y, "
+                f"got {cost!r}"
+            )
         self.divergence = divergence
         self.cost = cost
-        self.bandwidth = bandwidth
         self.backend = backend
 
     def extra_repr(self) -> str:
@@ -74,8 +84,8 @@ class SoftDTWLoss(nn.Module):
         self,
         x: Tensor,
         y: Tensor,
-        x_lengths: Tensor | None = None,
-        y_lengths: Tensor | None = None,
+        x_lengths: Lengths | None = None,
+        y_lengths: Lengths | None = None,
     ) -> Tensor:
         """Return the loss of each pair, summed along the path, not divided by any length.
 
@@ -97,20 +107,24 @@ class SoftDTWLoss(nn.Module):
                 "SoftDTWLoss: x must be (B, N, D) and y (B, M, D), got shapes"
                 f" {tuple(x.shape)} and {tuple(y.shape)}"
             )
-        x, x_lengths = _valid("SoftDTWLoss", "x", x, "x_lengths", x_lengths)
-        y, y_lengths = _valid("SoftDTWLoss", "y", y, "y_lengths", y_lengths)
+        x, x_lengths = valid_features("SoftDTWLoss", "x", x, "x_lengths", x_lengths)
+        y, y_lengths = valid_features("SoftDTWLoss", "y", y, "y_lengths", y_lengths)
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(dtype)
-        if self.cost == "cosine":
-            x, y = _normalised(x) / math.sqrt(2), _normalised(y) / math.sqrt(2)
-        centre = (_mean(x, x_lengths) + _mean(y, y_lengths)) / 2
-        x, y = x - centre, y - centre
+        if callable(self.cost):
+            between, within = partial(_cost_of, self.cost), lambda x: _cost_of(self.cost, x, x)
+        else:
+            if self.cost == "cosine":
+                x, y = unit_frames(x) / math.sqrt(2), unit_frames(y) / math.sqrt(2)
+            centre = (mean_frame(x, x_lengths) + mean_frame(y, y_lengths)) / 2
+            x, y = x - centre, y - centre
+            between, within = SquaredDistance.apply, SquaredSelfDistance.apply
 
-        loss = self._soft_dtw(_SquaredDistance.apply(x, y), x_lengths, y_lengths)
+        loss = self._soft_dtw(between(x, y), x_lengths, y_lengths)
         if self.divergence:
             loss = loss - 0.5 * (
-                self._soft_dtw(_SquaredSelfDistance.apply(x), x_lengths, x_lengths)
-                + self._soft_dtw(_SquaredSelfDistance.apply(y), y_lengths, y_lengths)
+                self._soft_dtw(within(x), x_lengths, x_lengths)
+                + self._soft_dtw(within(y), y_lengths, y_lengths)
             )
         return loss
 
@@ -118,155 +132,12 @@ class SoftDTWLoss(nn.Module):
         return soft_dtw(cost, x_lengths, y_lengths, self.gamma, self.bandwidth, self.backend)
 
 
-class ContrastiveIDM(nn.Module):
-    r"""Contrastive inverse difference moment: keeps frames apart that are apart in time.
-
-    .. math:: \frac1{n^2} \sum_{ij} [|i-j| > w]\, w_{ij} \max(0, \lambda - d_{ij})
-        + [|i-j| \le w]\, d_{ij} / w_{ij}, \quad w_{ij} = (i-j)^2 + 1
-
-    with :math:`d_{ij}` the Euclidean distance of frames i and j (Haresh et al., *Learning by
-    Aligning Videos in Time*, CVPR 2021, equation 7; the regulariser of LASER). At distance zero
-    the gradient is taken as zero.
-
-    Args:
-        margin: the distance, >= 0, beyond which frames far apart in time cost nothing.
-        window: frames, >= 0: up to this lag frames are pulled together, beyond it pushed apart.
-
-    Raises:
-        InputError: an argument out of range.
-    """
-
-    def __init__(self, margin: float, window: int) -> None:
-        super().__init__()
-        if not (math.isfinite(margin) and margin >= 0):
-            raise InputError(f"ContrastiveIDM: margin must be finite and >= 0, got {margin}")
-        if not isinstance(window, int) or window < 0:
-            raise InputError(f"ContrastiveIDM: window must be an integer >= 0, got {window}")
-        self.margin = margin
-        self.window = window
-
-    def extra_repr(self) -> str:
-        """Return the arguments, for print."""
-        return f"margin={self.margin}, window={self.window}"
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the regulariser of each utterance.
-
-        Args:
-            x: (B, N, D) features, floating point; half precision is computed in float32. Frames
-                beyond the lengths are never read.
-            lengths: (B,) integers in 1..N; None for all N.
-
-        Returns:
-            (B,), float32, or float64 if x is.
-
-        Raises:
-            InputError: shapes or lengths that do not fit.
-        """
-        if x.dim() != 3:
-            raise InputError(f"ContrastiveIDM: x must be (B, N, D), got shape {tuple(x.shape)}")
-        x, lengths = _valid("ContrastiveIDM", "x", x, "lengths", lengths)
-        squared = _SquaredSelfDistance.apply(x - _mean(x, lengths))
-        apart = squared > 0
-        distance = torch.where(apart, squared, 1.0).sqrt() * apart
-        frame = torch.arange(x.shape[1], device=x.device)
-        lag = frame[:, None] - frame  # N, N
-        weight = (lag.square() + 1).to(x.dtype)
-        term = torch.where(
-            lag.abs() > self.window,
-            weight * (self.margin - distance).clamp(min=0),
-            distance / weight,
+def _cost_of(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    cost = function(x, y)
+    wanted = (x.shape[0], x.shape[1], y.shape[1])
+    if not isinstance(cost, Tensor) or cost.shape != wanted:
+        got = tuple(cost.shape) if isinstance(cost, Tensor) else type(cost).__name__
+        raise InputError(
+            f"SoftDTWLoss: the cost function must return (B, N, M), here {wanted}, got {got}"
         )
-        lengths = on_device(lengths, x.shape[1], x.device)
-        valid = frame < lengths[:, None]  # B, N
-        total = (term * (valid[:, :, None] & valid[:, None, :])).sum(dim=(1, 2))
-        return total / lengths.square()
-
-
-def _valid(
-    name: str, x_name: str, x: Tensor, lengths_name: str, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Features in float32 or float64 with zeros beyond the lengths, and the checked lengths."""
-    if not x.is_floating_point():
-        raise InputError(f"{name}: {x_name} must be floating point, got {x.dtype}")
-    lengths = checked_lengths(f"{name}: {lengths_name}", lengths, x.shape[0], x.shape[1], x)
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.float()
-    valid = valid_mask(lengths, x.shape[1], x.device)
-    return x.masked_fill(~valid[:, :, None], 0.0), lengths
-
-
-def _mean(x: Tensor, lengths: Tensor) -> Tensor:
-    """Mean frame of each utterance, (B, 1, D).
-
-    No distance depends on where the features are centred, hence no gradient; but near the origin
-    the expansion of the squared distance loses fewer digits.
-    """
-    lengths = on_device(lengths, x.shape[1], x.device)
-    return x.detach().sum(dim=1, keepdim=True) / lengths[:, None, None]
-
-
-def _normalised(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.masked_fill(norm == 0, torch.inf)
-
-
-@contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """Without autocast, and without TF32 or bfloat16 within float32: either loses near frames."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
-
-
-def _squared_distance(x: Tensor, y: Tensor) -> Tensor:
-    """(B, N, M) squared distances by the expansion, one batched product and two sums in place."""
-    with _full_float32(x.device):
-        y_square = y.square().sum(dim=2)[:, None, :]
-        return (
-            torch.baddbmm(y_square, x, y.mT, alpha=-2)
-            .add_(x.square().sum(dim=2, keepdim=True))
-            .clamp_(min=0)
-        )
-
-
-class _SquaredDistance(torch.autograd.Function):
-    """Saves the features alone; the clamp at 0, which is of rounding, is not differentiated."""
-
-    @staticmethod
-    def forward(ctx, x, y):
-        ctx.save_for_backward(x, y)
-        return _squared_distance(x, y)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, y = ctx.saved_tensors
-        with _full_float32(x.device):
-            grad_x = grad.sum(dim=2, keepdim=True) * x - grad @ y
-            grad_y = grad.sum(dim=1)[:, :, None] * y - grad.mT @ x
-        return 2 * grad_x, 2 * grad_y
-
-
-class _SquaredSelfDistance(torch.autograd.Function):
-    """Squared distances of a sequence's own frames, with zeros on the diagonal."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        distance = _squared_distance(x, x)
-        distance.diagonal(dim1=1, dim2=2).zero_()
-        return distance
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        with _full_float32(x.device):
-            both = grad + grad.mT
-            return 2 * (both.sum(dim=2, keepdim=True) * x - both @ x)
+    return cost

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from posinv.datadir import DataDir
+from posinv.data.directory import DataDir
 
 
 @pytest.fixture(scope="module")

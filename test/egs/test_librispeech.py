@@ -24,8 +24,8 @@ from tiny_ssl import TINY_SSL
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from posinv.corpora.demand import SEEN, UNSEEN
+from posinv.models.demucs import DemucsSeparator
 from posinv.report.results import BEGIN, END
-from posinv.separator import DemucsSeparator
 
 ROOT = Path(__file__).resolve().parents[2]
 LEXICON = {

@@ -66,7 +66,7 @@ def test_best_of_the_sweep_is_decoded(mini):
 
 def test_frozen_means_frozen(mini):
     """A head's training leaves the features it was trained on as they were, to the bit."""
-    from posinv.tasks.asr import ASRTask
+    from posinv.espnet.tasks.asr import ASRTask
 
     recipe, _ = mini
     head = recipe.dir / "exp/seed1/laser/superb/pr/best"

@@ -19,7 +19,7 @@ def tiny_ssl(tmp_path_factory):
 @pytest.fixture(scope="session")
 def enh_dir(tmp_path_factory):
     """A random enhancement model, as enh_train leaves it."""
-    from posinv.tasks.enh import EnhancementTask  # 10 s, for the tests that use it
+    from posinv.espnet.tasks.enh import EnhancementTask  # 10 s, for the tests that use it
 
     directory = tmp_path_factory.mktemp("tiny enh")
     (directory / "train.yaml").write_text(
@@ -38,7 +38,7 @@ def enh_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def stft_dir(enh_dir, tmp_path_factory):
     """An enhancement model of ESPnet's own, masking an STFT."""
-    from posinv.tasks.enh import EnhancementTask
+    from posinv.espnet.tasks.enh import EnhancementTask
 
     directory = tmp_path_factory.mktemp("stft")
     config = yaml.safe_load((enh_dir / "config.yaml").read_text())

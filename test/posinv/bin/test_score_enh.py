@@ -8,7 +8,7 @@ import soundfile
 
 from posinv.bin.cli import run
 from posinv.bin.score_enh import main
-from posinv.scoring import si_sdr
+from posinv.scoring.enhancement import si_sdr
 
 
 @pytest.fixture

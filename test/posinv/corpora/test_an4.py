@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from posinv.audio import read_audio
 from posinv.corpora.an4 import draw_dev_speakers, prepare
-from posinv.datadir import DataDir, validate
+from posinv.data.audio import read_audio
+from posinv.data.directory import DataDir, validate
 from posinv.errors import InputError
 
 DICTIONARY = "ONE\tW AH N\nONE(2)\tHH W AH N\nTWO  T UW\nYES  Y EH S\n"

@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 from posinv.corpora.demand import SEEN, UNSEEN, prepare
-from posinv.datadir import read_table
+from posinv.data.tables import read_table
 from posinv.errors import InputError
 
 

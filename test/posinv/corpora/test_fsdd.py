@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soxr
 
-from posinv.audio import read_audio, write_audio
+from posinv.augment.draws import generator
 from posinv.corpora.fsdd import (
     PHONEMES,
     WORDS,
@@ -13,8 +13,8 @@ from posinv.corpora.fsdd import (
     prepare,
     split_recordings,
 )
-from posinv.corpora.noise import generator
-from posinv.datadir import DataDir, validate
+from posinv.data.audio import read_audio, write_audio
+from posinv.data.directory import DataDir, validate
 from posinv.errors import InputError
 
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posinv.augment.draws import generator
 from posinv.corpora import g2p as module
 from posinv.corpora.g2p import G2P, KneserNey
-from posinv.corpora.noise import generator
 from posinv.errors import InputError
 
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from posinv.audio import read_audio
 from posinv.corpora.imported import import_cuts, import_kaldi
 from posinv.corpora.lexicon import Lexicon
-from posinv.datadir import DataDir, validate
+from posinv.data.audio import read_audio
+from posinv.data.directory import DataDir, validate
 from posinv.errors import InputError
 
 LEXICON = Lexicon({"ONE": "W AH N", "TWO": "T UW"}, g2p=False)

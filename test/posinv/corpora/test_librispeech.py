@@ -4,12 +4,12 @@ import sys
 import numpy as np
 import pytest
 
-from posinv.audio import write_audio
+from posinv.augment.draws import generator
 from posinv.bin import prepare_librispeech
 from posinv.corpora.lexicon import Lexicon
 from posinv.corpora.librispeech import prepare
-from posinv.corpora.noise import generator
-from posinv.datadir import DataDir, validate
+from posinv.data.audio import write_audio
+from posinv.data.directory import DataDir, validate
 from posinv.errors import InputError
 
 # As in LibriSpeech: a speaker's id may begin another's, numbers may have gaps.

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posinv.audio import read_audio
+from posinv.augment.draws import generator
 from posinv.corpora import mini
 from posinv.corpora.mini import SPLITS, VOICES, prepare, sentence, split_of, to_arpabet
-from posinv.corpora.noise import generator
-from posinv.datadir import DataDir, validate
+from posinv.data.audio import read_audio
+from posinv.data.directory import DataDir, validate
 from posinv.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from posinv.errors import InputError
-from posinv.softdtw import ContrastiveIDM, SoftDTWLoss, soft_dtw
+from posinv.losses import ContrastiveIDM
+from posinv.softdtw import SoftDTWLoss, soft_dtw
 
 
 def features(*shape, seed=0, dtype=torch.float64):

@@ -1,0 +1,1 @@
+"""Audio, data directories, tables, files and checkpoints; work in parallel."""

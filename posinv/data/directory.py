@@ -1,0 +1,273 @@
+"""Kaldi-style data directories: read, write, validate and format.
+
+A data directory holds ``wav.scp`` (audio), ``spk1.scp`` (its clean reference; it may be absent
+where the audio is clean), ``text`` (words), ``phn`` (phonemes separated by spaces) and
+``utt2spk``, each ``<utterance id> <rest of line>``, sorted by id in the C locale. Kaldi's other
+directories, with ``segments`` or without ``phn``, become one by ``posinv.bin.import_data``.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from posinv.data.audio import read_audio, write_audio
+from posinv.data.files import replace_directory
+from posinv.data.parallel import map_parallel
+from posinv.data.tables import read_table, read_token_list, write_table
+from posinv.errors import InputError
+
+FRAME_SECONDS = 0.025  # the receptive field of wav2vec 2.0 and its kin: 400 samples at 16 kHz
+
+TokenKind = Literal["word", "char", "phn"]
+
+
+@dataclass(frozen=True)
+class DataDir:
+    """The lists of a data directory, each from utterance id to the rest of its line."""
+
+    wav: dict[str, str]
+    spk1: dict[str, str]
+    text: dict[str, str]
+    phn: dict[str, str]
+    utt2spk: dict[str, str]
+
+    @classmethod
+    def read(cls, directory: Path | str) -> "DataDir":
+        """Read and check the lists; the audio is not opened.
+
+        Raises:
+            InputError: a list is missing, empty, not sorted or has an id twice; ``segments`` is
+                there; lists that don't agree; an id that doesn't begin with its speaker's or that
+                has a ``/``.
+        """
+        directory = Path(directory)
+        for name, missing in (("phn", True), ("segments", False)):
+            if directory.is_dir() and (directory / name).exists() != missing:
+                raise InputError(
+                    f"{directory / name}: {'no such file' if missing else 'not read here'}: import "
+                    f"the directory: python -m posinv.bin.import_data --src {directory} --out OTHER"
+                    f"{' --lexicon FILE' if missing else ''}"
+                )
+        tables = {
+            name: read_table(directory / name)
+            for name in _FILES
+            if name != "spk1.scp" or (directory / name).exists()
+        }
+        data = cls(*(tables.get(name, tables["wav.scp"]) for name in _FILES))
+        data.check_lists(directory)
+        data._check_ids(directory)
+        return data
+
+    def write(self, directory: Path | str) -> None:
+        """Write the lists, sorted, into a directory, which is made."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, table in zip(_FILES, self._tables(), strict=True):
+            write_table(directory / name, table)
+
+    def _tables(self) -> tuple[dict[str, str], ...]:
+        return self.wav, self.spk1, self.text, self.phn, self.utt2spk
+
+    def check_lists(self, directory: Path) -> None:
+        """Check that the lists agree; messages name ``directory``.
+
+        Raises:
+            InputError: lists that don't have the same ids.
+        """
+        for name, table in zip(_FILES[1:], self._tables()[1:], strict=True):
+            missing, extra = self.wav.keys() - table.keys(), table.keys() - self.wav.keys()
+            if missing and name in ("text", "phn"):
+                raise InputError(
+                    f"{directory / name}: no transcript for utterance {min(missing)} "
+                    f"({len(missing)} in all): add it or remove the utterance"
+                )
+            if missing or extra:
+                where = "wav.scp" if missing else name
+                raise InputError(
+                    f"{directory}: wav.scp and {name} don't match: utterance "
+                    f"{min(missing or extra)} is in {where} alone ({len(missing) + len(extra)} "
+                    "such): both must list the same utterances"
+                )
+
+    def _check_ids(self, directory: Path) -> None:
+        for utt, speaker in self.utt2spk.items():
+            if not utt.startswith(speaker) or "/" in utt:
+                raise InputError(
+                    f"{directory / 'utt2spk'}: utterance id {utt} must begin with its speaker "
+                    f"id ({speaker}) and have no '/': rename the utterance"
+                )
+
+
+_FILES = ("wav.scp", "spk1.scp", "text", "phn", "utt2spk")
+
+
+@contextmanager
+def whole_directory(out: Path | str) -> Iterator[Path]:
+    """Fill a temporary directory beside ``out``, which becomes ``out`` if nothing fails.
+
+    An earlier data directory of that name is replaced then; anything else is left alone.
+
+    Raises:
+        InputError: ``out`` exists and isn't a data directory.
+    """
+    out = Path(out)
+    if out.exists() and not (out / "wav.scp").is_file() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and isn't a data directory: remove it or name another")
+    with replace_directory(out) as fresh:
+        yield fresh
+
+
+def refuse_overlap(src: Path | str, out: Path | str) -> None:
+    """Raise :class:`InputError` if ``out`` is ``src``, or one lies in the other."""
+    a, b = Path(src).resolve(), Path(out).resolve()
+    if a.is_relative_to(b) or b.is_relative_to(a):
+        raise InputError(f"{out}: the output would overwrite the source {src}: name another")
+
+
+def check_tokens(
+    transcripts: Mapping[str, str], tokens: set[str], kind: TokenKind, name: str
+) -> None:
+    """Check that every token of the transcripts is known.
+
+    Args:
+        transcripts: utterance id to transcript.
+        tokens: the known ones; ``<space>`` stands for the blank between words.
+        kind: how a transcript splits: ``"char"`` into characters, the others at spaces.
+        name: the transcripts' file, for the message.
+
+    Raises:
+        InputError: the first unknown token.
+    """
+    for utt, transcript in transcripts.items():
+        split = transcript.replace(" ", "\0") if kind == "char" else transcript.split()
+        for token in split:
+            token = "<space>" if token == "\0" else token
+            if token not in tokens:
+                raise InputError(
+                    f"{name}: utterance {utt}: unknown {kind} token '{token}': correct the "
+                    "transcript or add the token to the list"
+                )
+
+
+def read_pair(
+    utt: str, wav: str, spk1: str, sampling_rate: int, resample: bool, min_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read an utterance's audio and its clean reference, each ``(T,)``.
+
+    Both are the same array where the entries are the same.
+
+    Raises:
+        InputError: as :func:`posinv.data.audio.read_audio`; fewer than ``min_samples``; or
+            different lengths. The message names the utterance.
+    """
+    try:
+        x = read_audio(wav, sampling_rate, resample)
+        clean = x if spk1 == wav else read_audio(spk1, sampling_rate, resample)
+    except InputError as error:
+        raise InputError(f"utterance {utt}: {error}") from error
+    if len(x) < min_samples:
+        raise InputError(
+            f"utterance {utt}: {wav}: {len(x)} samples, shorter than one frame ({min_samples}): "
+            "remove the utterance"
+        )
+    if len(x) != len(clean):
+        raise InputError(
+            f"utterance {utt}: {len(x)} samples but {len(clean)} in its clean reference {spk1}: "
+            "wav.scp and spk1.scp don't match"
+        )
+    return x, clean
+
+
+def validate(
+    directory: Path | str,
+    sampling_rate: int,
+    tokens: Mapping[TokenKind, Path | str] | None = None,
+    nj: int = 1,
+) -> int:
+    """Check a data directory: lists, transcripts, and every audio file.
+
+    Args:
+        directory: the data directory.
+        sampling_rate: what all audio must have, in Hz.
+        tokens: token lists, by the kind of token, to check the transcripts against.
+        nj: number of processes.
+
+    Returns:
+        The total number of samples.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    data = DataDir.read(directory)
+    for kind, path in (tokens or {}).items():
+        name = "phn" if kind == "phn" else "text"
+        transcripts = data.phn if kind == "phn" else data.text
+        check_tokens(transcripts, read_token_list(path), kind, str(Path(directory) / name))
+    min_samples = round(FRAME_SECONDS * sampling_rate)
+
+    def check(utt: str) -> int:
+        entries = data.wav[utt], data.spk1[utt]
+        return len(read_pair(utt, *entries, sampling_rate, False, min_samples)[0])
+
+    return sum(map_parallel(check, data.wav, nj))
+
+
+def format_data(
+    src: Path | str,
+    out: Path | str,
+    sampling_rate: int,
+    resample: bool = False,
+    audio_format: Literal["flac", "wav"] = "flac",
+    min_samples: int | None = None,
+    nj: int = 1,
+) -> tuple[int, int]:
+    """Decode a data directory's audio into one file an utterance, with ``utt2num_samples``.
+
+    A clean reference that is the audio itself isn't written twice. Where resampling takes an
+    utterance beyond [-1, 1], it and its reference are scaled by one factor to a peak of 1.
+
+    Args:
+        src: the data directory to read.
+        out: the data directory to write; it appears whole or not at all, and replaces an
+            earlier one.
+        sampling_rate: of all audio, in Hz.
+        resample: resample other rates instead of refusing them.
+        audio_format: of the files written, 16 bit.
+        min_samples: the shortest utterance; default one frame of 25 ms.
+        nj: number of processes.
+
+    Returns:
+        The total number of samples, and how many utterances were scaled.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    refuse_overlap(src, out)
+    data = DataDir.read(src)
+    out = Path(out)
+    min_samples = round(FRAME_SECONDS * sampling_rate) if min_samples is None else min_samples
+    with whole_directory(out) as fresh:
+        (fresh / "audio").mkdir()
+
+        def convert(utt: str) -> tuple[str, str, str, int, bool]:
+            entries = data.wav[utt], data.spk1[utt]
+            x, clean = read_pair(utt, *entries, sampling_rate, resample, min_samples)
+            peak = max(np.abs(x).max(), np.abs(clean).max())
+            gain = 1 / peak if peak > 1 else 1.0
+            names = [f"audio/{utt}.{audio_format}"] * 2
+            write_audio(fresh / names[0], np.clip(gain * x, -1, 1), sampling_rate)
+            if clean is not x:
+                names[1] = f"audio/{utt}.spk1.{audio_format}"
+                write_audio(fresh / names[1], np.clip(gain * clean, -1, 1), sampling_rate)
+            return utt, *(str(out / name) for name in names), len(x), gain < 1
+
+        results = list(map_parallel(convert, data.wav, nj))
+        utts, wavs, spk1s, lengths, scaled = zip(*results, strict=True)
+        wav, spk1 = dict(zip(utts, wavs, strict=True)), dict(zip(utts, spk1s, strict=True))
+        DataDir(wav, spk1, data.text, data.phn, data.utt2spk).write(fresh)
+        write_table(fresh / "utt2num_samples", dict(zip(utts, lengths, strict=True)))
+    return sum(lengths), sum(scaled)

@@ -1,0 +1,37 @@
+"""A function over many jobs, in several processes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import get_context
+from typing import TypeVar
+
+from posinv.errors import InputError
+
+Job = TypeVar("Job")
+
+
+Result = TypeVar("Result")
+
+
+def map_parallel(
+    function: Callable[[Job], Result], jobs: Iterable[Job], nj: int
+) -> Iterator[Result]:
+    """``map`` in ``nj`` forked processes, results in order; the first error ends it."""
+    if nj < 1:
+        raise InputError(f"--nj {nj}: at least 1 process is needed")
+    if nj == 1:
+        yield from map(function, jobs)
+        return
+    jobs = list(jobs)
+    chunk = min(8, 1 + len(jobs) // (4 * nj))
+    with get_context("fork").Pool(nj, _remember, (function,)) as pool:
+        yield from pool.imap(_call, jobs, chunk)
+
+
+def _remember(function: Callable) -> None:
+    # Inherited by the fork: what the function holds isn't pickled for each job.
+    global _function
+    _function = function
+
+
+def _call(job: object) -> object:
+    return _function(job)

@@ -1,0 +1,63 @@
+"""Kaldi's tables: ``<id> <rest of line>``, sorted by id."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from posinv.data.files import write_whole
+from posinv.errors import InputError
+
+
+def read_table(path: Path | str, allow_empty: bool = False) -> dict[str, str]:
+    """Read ``<id> <rest of line>`` lines, sorted by id in the C locale.
+
+    Args:
+        path: the file.
+        allow_empty: let an id have no value, as what was recognised of an utterance may.
+
+    Raises:
+        InputError: no such file, nothing in it, an id without a value, twice, or out of order.
+    """
+    path = Path(path)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file: make it, or correct its path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason}): convert it") from error
+    if not content.strip():
+        raise InputError(f"{path}: empty: it must list at least one utterance")
+    table: dict[str, str] = {}
+    previous = ""
+    for number, line in enumerate(content.removesuffix("\n").split("\n"), 1):
+        key, _, value = line.replace("\t", " ").partition(" ")
+        value = value.strip()
+        if not key or not (value or allow_empty):
+            what = f"no transcript for utterance {key}" if key else "no id"
+            if key and path.name not in ("text", "phn"):
+                what = f"nothing after {key}"
+            raise InputError(f"{path}: line {number}: {what}: add it or remove the line")
+        if key in table:
+            raise InputError(f"{path}: line {number}: duplicated id {key}: remove or rename one")
+        if key < previous:
+            raise InputError(
+                f"{path}: line {number}: {key} is out of order: sort it with 'LC_ALL=C sort'"
+            )
+        table[key] = value
+        previous = key
+    return table
+
+
+def write_table(path: Path | str, table: Mapping[str, object]) -> None:
+    """Write ``<id> <value>`` lines sorted by id; the file appears whole or not at all."""
+    write_whole(path, "".join(f"{key} {table[key]}\n" for key in sorted(table)))
+
+
+def read_token_list(path: Path | str) -> set[str]:
+    """Read a token list: one token a line, as ESPnet writes them."""
+    try:
+        tokens = set(Path(path).read_text(encoding="utf-8").splitlines())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such token list") from None
+    if not tokens:
+        raise InputError(f"{path}: an empty token list")
+    return tokens

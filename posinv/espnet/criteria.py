@@ -1,0 +1,216 @@
+"""Enhancement criteria on the features of a frozen SSL model, as ESPnet enhancement losses.
+
+Notation of arXiv 2601.21084: clean speech ``s``, enhanced speech ``e``, SSL model ``F``,
+features ``X = F(s)`` (no gradient) and ``X' = F(e)`` (gradient into ``e``). All criteria take
+utterances of different lengths in a batch and give what the utterances give one by one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from espnet2.enh.loss.criterions.time_domain import TimeDomainLoss
+
+from posinv.augment.pad import ZeroPad
+from posinv.augment.speed import SpeedPerturb
+from posinv.errors import InputError
+from posinv.losses import SSLMSE, SSLMSEPad, SSLSoftDTW, SSLXCorr
+from posinv.ssl.upstream import Frozen, SSLUpstream, check_layer, hop, load_config
+
+
+class SSLCriterion(TimeDomainLoss, ABC):
+    """What the SSL criteria share: the frozen model, and the batch's lengths.
+
+    The SSL model is loaded at the first call, so that enhancing with a trained model doesn't
+    load it; it follows the input's device, stays in eval mode and out of checkpoints.
+
+    Args:
+        ssl: the SSL model, a hub name or a folder (see :class:`~posinv.ssl.upstream.SSLUpstream`).
+        layer: hidden state to compare, 0 (before the transformer) to the last, or -1 for the last.
+        name: the name in ESPnet's logs.
+        only_for_test: compute in validation only.
+
+    Attributes:
+        utt_ids: ids of the utterances of the coming batch, which key the random draws; None
+            numbers them. Set by posinv's enhancement task, since ESPnet's loss wrappers pass
+            the two signals alone.
+        lengths: their lengths ``(B,)`` in samples; None means that every row is full.
+
+    Raises:
+        InputError: no such model or layer.
+    """
+
+    def __init__(self, ssl: str, layer: int, name: str, only_for_test: bool) -> None:
+        super().__init__(name, only_for_test=only_for_test)
+        self.ssl = ssl
+        self.layer = check_layer(load_config(ssl), layer)
+        self.utt_ids: Sequence[str] | None = None
+        self.lengths: torch.Tensor | None = None
+        self._upstream: Frozen | None = None
+
+    @property
+    def upstream(self) -> Frozen:
+        """The frozen SSL model, loaded when first asked for."""
+        if self._upstream is None:
+            self._upstream = Frozen(SSLUpstream(self.ssl))
+        return self._upstream
+
+    def features(
+        self, waves: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the layer's features ``(B, F, D)``, zero past the frame lengths ``(B,)``."""
+        hidden, frame_lengths = self.upstream(waves, lengths)
+        return hidden[self.layer], frame_lengths
+
+    def forward(self, ref: torch.Tensor, inf: torch.Tensor) -> torch.Tensor:
+        """Return the loss ``(B,)`` of enhanced ``inf (B, T)`` against clean ``ref (B, T)``.
+
+        Raises:
+            InputError: the shapes differ, or an utterance is shorter than one SSL frame.
+        """
+        if ref.shape != inf.shape or ref.dim() != 2:
+            raise InputError(
+                f"{self.name}: clean and enhanced speech must both be (B, T), "
+                f"got {tuple(ref.shape)} and {tuple(inf.shape)}"
+            )
+        lengths = self.lengths
+        if lengths is None:
+            lengths = torch.full((ref.size(0),), ref.size(1), device=ref.device)
+        keys = self.utt_ids or [str(b) for b in range(ref.size(0))]
+        return self.compare(ref, inf, lengths.to(ref.device), keys)
+
+    @abstractmethod
+    def compare(
+        self, ref: torch.Tensor, inf: torch.Tensor, lengths: torch.Tensor, keys: Sequence[str]
+    ) -> torch.Tensor:
+        """Return the loss ``(B,)`` of ``inf`` against ``ref``, both ``(B, T)``."""
+
+
+class SSLMSECriterion(SSLCriterion):
+    """``ssl_mse``: see :func:`~posinv.losses.functional.ssl_mse`.
+
+    Args:
+        ssl, layer, name, only_for_test: see :class:`SSLCriterion`.
+    """
+
+    def __init__(
+        self, ssl: str, layer: int = -1, name: str = "ssl_mse", only_for_test: bool = False
+    ) -> None:
+        super().__init__(ssl, layer, name, only_for_test)
+        self.loss = SSLMSE()
+
+    def compare(self, ref, inf, lengths, keys):
+        """Compare frame by frame."""
+        with torch.no_grad():
+            x, frame_lengths = self.features(ref, lengths)
+        x_enh, _ = self.features(inf, lengths)
+        return self.loss(x, x_enh, frame_lengths)
+
+
+class SSLMSEPadCriterion(SSLCriterion):
+    """``ssl_mse_pad``: the reference is zero-padded, so that positions no longer match.
+
+    See :class:`~posinv.augment.pad.ZeroPad` and :func:`~posinv.losses.functional.ssl_mse_pad`.
+
+    Args:
+        pad: smallest and largest share of the clean length that becomes zeros.
+        ssl, layer, name, only_for_test: see :class:`SSLCriterion`.
+    """
+
+    def __init__(
+        self,
+        ssl: str,
+        layer: int = -1,
+        pad: Sequence[float] = (0.02, 0.05),
+        name: str = "ssl_mse_pad",
+        only_for_test: bool = False,
+    ) -> None:
+        super().__init__(ssl, layer, name, only_for_test)
+        if len(pad) != 2:
+            raise InputError(f"{name}: pad must be two numbers, low and high: {pad}")
+        self.zero_pad = ZeroPad(*pad, hop=hop(load_config(ssl)))
+        self.loss = SSLMSEPad()
+
+    def compare(self, ref, inf, lengths, keys):
+        """Compare frame by frame, the reference shifted back by its padding."""
+        padded, padded_lengths, hops = self.zero_pad(ref, lengths, keys)
+        with torch.no_grad():
+            x_padded, _ = self.features(padded, padded_lengths)
+        x_enh, frame_lengths = self.features(inf, lengths)
+        return self.loss(x_padded, x_enh, hops, frame_lengths)
+
+
+class SSLSoftDTWCriterion(SSLCriterion):
+    """``ssl_softdtw``: soft-DTW with the reference at another speed.
+
+    See :func:`~posinv.losses.functional.ssl_softdtw`, which takes the options that are not here.
+
+    Args:
+        factors: speeds the clean reference is played at.
+        gamma, divergence, cost, bandwidth, normalize_features, normalize_length: see there.
+        ssl, layer, name, only_for_test: see :class:`SSLCriterion`.
+    """
+
+    def __init__(
+        self,
+        ssl: str,
+        layer: int = -1,
+        factors: Sequence[float] = (0.9, 1.0, 1.1),
+        gamma: float = 0.1,
+        divergence: bool = True,
+        normalize_features: bool = True,
+        normalize_length: bool = False,
+        cost: str = "sqeuclidean",
+        bandwidth: int | None = None,
+        name: str = "ssl_softdtw",
+        only_for_test: bool = False,
+    ) -> None:
+        super().__init__(ssl, layer, name, only_for_test)
+        self.speed = SpeedPerturb(factors)
+        self.loss = SSLSoftDTW(
+            gamma, divergence, cost, bandwidth, normalize_features, normalize_length
+        )
+
+    def compare(self, ref, inf, lengths, keys):
+        """Align the enhanced speech with the reference at another speed."""
+        with torch.no_grad():
+            x, x_lengths = self.features(*self.speed(ref, lengths, keys))
+        x_enh, enh_lengths = self.features(inf, lengths)
+        return self.loss(x_enh, x, enh_lengths, x_lengths)
+
+
+class SSLXCorrCriterion(SSLCriterion):
+    """``ssl_xcorr``: see :func:`~posinv.losses.functional.ssl_xcorr`.
+
+    Args:
+        max_lag: frames, at least 0.
+        temperature: of the soft maximum, positive.
+        ssl, layer, name, only_for_test: see :class:`SSLCriterion`.
+    """
+
+    def __init__(
+        self,
+        ssl: str,
+        layer: int = -1,
+        max_lag: int = 5,
+        temperature: float = 0.1,
+        name: str = "ssl_xcorr",
+        only_for_test: bool = False,
+    ) -> None:
+        super().__init__(ssl, layer, name, only_for_test)
+        self.loss = SSLXCorr(max_lag, temperature)
+
+    def compare(self, ref, inf, lengths, keys):
+        """Correlate the two feature sequences at every lag."""
+        with torch.no_grad():
+            x, frame_lengths = self.features(ref, lengths)
+        x_enh, _ = self.features(inf, lengths)
+        return self.loss(x, x_enh, frame_lengths)
+
+
+CRITERIA: dict[str, type[SSLCriterion]] = {
+    "ssl_mse": SSLMSECriterion,
+    "ssl_mse_pad": SSLMSEPadCriterion,
+    "ssl_softdtw": SSLSoftDTWCriterion,
+    "ssl_xcorr": SSLXCorrCriterion,
+}

@@ -1,0 +1,36 @@
+"""posinv's classes in ESPnet's tables, where the names in a YAML file find them."""
+
+import sys
+
+from espnet2.asr.encoder.linear_encoder import LinearEncoder
+from espnet2.tasks import asr, enh
+from espnet2.train.class_choices import ClassChoices
+
+from posinv.espnet.criteria import CRITERIA
+from posinv.espnet.encoders import BLSTMEncoder
+from posinv.espnet.frontends import EnhSSLFrontend, SSLFrontend
+from posinv.espnet.separator import DemucsSeparator
+
+
+def register() -> None:
+    """Put posinv's separators, criteria, front ends and encoders into ESPnet's tables.
+
+    ``import posinv.espnet`` has called it; to call it again changes nothing. Tables that
+    ``espnet2.tasks.enh_s2t`` copied when it was imported get them, too.
+    """
+    _insert(enh.separator_choices, demucs=DemucsSeparator)
+    _insert(enh.criterion_choices, **CRITERIA)
+    _insert(asr.frontend_choices, ssl=SSLFrontend, enh_ssl=EnhSSLFrontend)
+    # ESPnet has this class and does not list it for ASR; SUPERB's phoneme head is a linear layer.
+    encoders = {"linear": LinearEncoder, "blstm": BLSTMEncoder}
+    _insert(asr.encoder_choices, **encoders)
+    if enh_s2t := sys.modules.get("espnet2.tasks.enh_s2t"):
+        _insert(enh_s2t.enh_separator_choices, demucs=DemucsSeparator)
+        _insert(enh_s2t.asr_encoder_choices, **encoders)
+
+
+def _insert(choices: ClassChoices, **classes: type) -> None:
+    for name, cls in classes.items():
+        if not issubclass(cls, choices.base_type):
+            raise TypeError(f"{cls} must inherit {choices.base_type} to be a {choices.name}")
+        choices.classes[name] = cls

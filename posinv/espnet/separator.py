@@ -1,0 +1,66 @@
+"""DEMUCS as an ESPnet separator over ESPnet's ``same`` encoder and decoder."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+from espnet2.enh.separator.abs_separator import AbsSeparator
+from torch import Tensor
+
+from posinv.errors import InputError
+from posinv.models.demucs import Demucs
+
+
+class DemucsSeparator(Demucs, AbsSeparator):
+    """``demucs``: see :class:`~posinv.models.demucs.Demucs`, whose state dict it has.
+
+    Args:
+        input_dim: Output dimension of the encoder, 1 for ``same``.
+        num_spk: Number of output signals; only 1.
+        hidden, depth, stride, resample, causal, checkpoint: see there.
+
+    Raises:
+        InputError: An option out of range; a checkpoint that doesn't fit.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_spk: int = 1,
+        hidden: int = 64,
+        depth: int = 5,
+        stride: int = 4,
+        resample: int = 4,
+        causal: bool = True,
+        checkpoint: str | Path | None = None,
+    ):
+        if input_dim != 1:
+            raise InputError(
+                f"DemucsSeparator: input_dim is {input_dim}, but it takes waveforms: "
+                "set 'encoder: same' and 'decoder: same'"
+            )
+        if num_spk != 1:
+            raise InputError(f"DemucsSeparator: num_spk is {num_spk}, only 1 is possible")
+        super().__init__(hidden, depth, stride, resample, causal, checkpoint)
+
+    @property
+    def num_spk(self) -> int:
+        """Number of output signals: 1."""
+        return 1
+
+    def forward(
+        self, input: Tensor, ilens: Tensor, additional: dict | None = None
+    ) -> tuple[list[Tensor], Tensor, OrderedDict]:
+        """Enhance waveforms ``(B, T)`` of ``(B,)`` samples.
+
+        Returns:
+            The enhanced waveforms ``[(B, T)]``, ``ilens``, and no further outputs.
+
+        Raises:
+            InputError: ``input`` has channels.
+        """
+        if input.dim() != 2:
+            raise InputError(
+                f"DemucsSeparator: input of shape {tuple(input.shape)}, expected one channel: "
+                "(batch, samples)"
+            )
+        return [super().forward(input, ilens)], ilens, OrderedDict()

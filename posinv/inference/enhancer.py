@@ -1,0 +1,446 @@
+"""Enhancement of one's own audio: any length, sampling rate, number of channels and format.
+
+An array and a file go through the same chain of blocks, whose memory doesn't grow with length::
+
+    level -> 16 kHz -> segments -> model -> cross-fades -> sampling rate of the input -> level
+
+Level: models are trained on speech of ordinary loudness, and some are not invariant to it (DEMUCS
+adds a floor of 1e-3 to the standard deviation that it divides by). So the whole signal, all
+channels together, is brought to a root mean square of 0.05 before the model and back after it:
+scaling the input by a factor scales the output by it. Digital silence goes in as it is.
+
+What is above 8 kHz in the input is not in the output: the models work at 16 kHz.
+"""
+
+import io
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from posinv.data.audio import SAMPLING_RATE, load_audio
+from posinv.data.directory import refuse_overlap
+from posinv.data.tables import read_table
+from posinv.errors import InputError
+
+LEVEL = 0.05
+MIN_SAMPLES = 1600
+BLOCK = 1 << 16
+READABLE_SUFFIXES = frozenset(
+    {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
+    | {".sph", ".aif", ".aifc", ".oga", ".opus", ".mp2", ".snd"}
+)
+FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+
+
+class Enhancer:
+    """A trained enhancement model, for arrays and files of any length and sampling rate.
+
+    The model hears 16 kHz, one channel at a time, in segments whose outputs are cross-faded
+    linearly where they overlap; audio of up to one segment goes in as one piece. The last
+    segment is a whole one too: it begins early, for context. Pieces below 0.1 s are
+    zero-padded to it for the model.
+
+    Args:
+        model: a training directory that ``enh_train`` left (``config.yaml`` and a checkpoint).
+        checkpoint: the checkpoint's name in it.
+        device: where to run.
+        segment: seconds of a segment, at least 0.1.
+        overlap: seconds that neighbouring segments share, 0 to half a segment.
+
+    Raises:
+        InputError: an option out of range, or no such model
+            (see :func:`~posinv.espnet.load.load_enhancement_model`).
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        checkpoint: str = "valid.loss.best.pth",
+        device: str = "cpu",
+        segment: float = 10.0,
+        overlap: float = 1.0,
+    ) -> None:
+        if not MIN_SAMPLES / SAMPLING_RATE <= segment < math.inf:
+            raise InputError(f"segment of {segment} s: must be at least 0.1 s")
+        if not 0 <= overlap <= segment / 2:
+            raise InputError(
+                f"overlap of {overlap} s: must be from 0 to half a segment ({segment / 2} s)"
+            )
+        self.segment = round(segment * SAMPLING_RATE)
+        self.overlap = math.floor(overlap * SAMPLING_RATE)
+        self.model = Path(model)
+        # Here, so that what doesn't need a model doesn't wait for ESPnet.
+        import posinv.espnet  # noqa: F401
+        from posinv.espnet.load import load_enhancement_model
+
+        self.separate = load_enhancement_model(
+            self.model / "config.yaml", self.model / checkpoint, device
+        )
+
+    def __call__(self, wave: np.ndarray, sampling_rate: int) -> np.ndarray:
+        """Enhance an array.
+
+        Args:
+            wave: floating-point samples ``(T,)`` or ``(T, C)``, T >= 1; each channel is
+                enhanced by itself.
+            sampling_rate: its rate in Hz.
+
+        Returns:
+            float32 samples of the same shape and rate. They may pass [-1, 1].
+
+        Raises:
+            InputError: another shape, type or rate, no samples, samples that are not finite, or a
+                model that gives such.
+        """
+        wave = np.asarray(wave)
+        if wave.ndim not in (1, 2) or not wave.size or not np.issubdtype(wave.dtype, np.floating):
+            raise InputError(
+                "audio to enhance must be floating-point samples (T,) or (T, C), T and C at least "
+                f"1: got {wave.dtype} of shape {wave.shape}"
+            )
+        if sampling_rate < 1:
+            raise InputError(f"sampling rate of {sampling_rate} Hz: must be at least 1")
+        audio = _of_array(wave.reshape(len(wave), -1), sampling_rate, "audio to enhance")
+        return np.concatenate(list(self._enhance(audio))).reshape(wave.shape)
+
+    def enhance_file(
+        self,
+        source: Path | str,
+        destination: Path | str,
+        progress: Callable[[float], object] | None = None,
+    ) -> float:
+        """Enhance a file block by block; the result appears whole or not at all.
+
+        Its rate and channels are the source's. So are format and subtype where it has the same
+        suffix; otherwise the suffix names the format, and the subtype is the source's if that
+        is PCM or float and the format has it, 24 bits from more than that, or else the format's
+        default. Tags are not carried over. Samples beyond full scale are clipped, with a
+        logged warning, unless the subtype is float.
+
+        Args:
+            source: a file that soundfile reads, or another entry of a ``wav.scp`` (an archive
+                position or a command), which :func:`~posinv.data.audio.load_audio` reads whole,
+                taken for 16-bit PCM.
+            destination: file to write; its folder is made.
+            progress: called with the seconds of audio done since the last call.
+
+        Returns:
+            Seconds of audio.
+
+        Raises:
+            InputError: no such audio, unreadable, empty or not finite; a format that can't be
+                written; a model that gives samples that are not finite.
+        """
+        destination = Path(destination)
+        audio = _open(source)
+        file_format, subtype = _encoding(audio, destination)
+        samples = clipped = 0
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+        try:
+            with soundfile.SoundFile(
+                temporary, "w", audio.sampling_rate, audio.channels, subtype, format=file_format
+            ) as file:
+                for block in self._enhance(audio):
+                    if subtype not in FLOAT_SUBTYPES:
+                        clipped += np.count_nonzero(np.abs(block) > 1)
+                        block = block.clip(-1, 1)
+                    file.write(block)
+                    samples += len(block)
+                    if progress:
+                        progress(len(block) / audio.sampling_rate)
+            temporary.replace(destination)
+        finally:
+            temporary.unlink(missing_ok=True)
+        if clipped:
+            logging.warning(
+                "%s: %d samples passed full scale and were clipped: scale the input down, or "
+                "write a float subtype",
+                destination,
+                clipped,
+            )
+        return samples / audio.sampling_rate
+
+    def _enhance(self, audio: "_Audio") -> Iterator[np.ndarray]:
+        """Yield blocks ``(t, C)`` of the enhanced signal, as many samples in all as went in."""
+        samples, level = _measure(audio)
+        gain = LEVEL / level if level else np.float64(1)
+        at_model = math.ceil(samples * SAMPLING_RATE / audio.sampling_rate)
+        levelled = ((block * gain).astype(np.float32) for block in audio.read())
+        heard = _resample(levelled, audio.sampling_rate, SAMPLING_RATE, audio.channels, at_model)
+        enhanced = self._cross_fade(heard, at_model)
+        for block in _resample(
+            enhanced, SAMPLING_RATE, audio.sampling_rate, audio.channels, samples
+        ):
+            yield (block / gain).astype(np.float32)
+
+    def _cross_fade(self, blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
+        """Enhance ``samples`` samples in segments; yield what no later segment changes."""
+        hop = self.segment - self.overlap
+        fade = (np.arange(self.overlap, dtype=np.float32)[:, None] + 0.5) / max(self.overlap, 1)
+        held = next(blocks)
+        first = begin = 0  # positions of held[0] and of the next sample to yield
+        tail = held[:0]
+        while True:
+            start = min(begin, max(0, samples - self.segment))
+            while len(held) - (start - first) < min(self.segment, samples):
+                held = np.concatenate([held, next(blocks)])
+            held, first = held[start - first :], start
+            enhanced = self._enhance_piece(held[: self.segment])[begin - start :]
+            faded = enhanced[: len(tail)]
+            faded[:] = tail + fade[: len(tail)] * (faded - tail)
+            if begin + self.segment >= samples:
+                yield enhanced
+                return
+            yield enhanced[:hop]
+            tail = enhanced[hop:]
+            begin += hop
+
+    def _enhance_piece(self, piece: np.ndarray) -> np.ndarray:
+        padding = max(0, MIN_SAMPLES - len(piece))
+        enhanced = np.empty_like(piece)
+        for channel, wave in enumerate(piece.T):
+            [output] = self.separate(np.pad(wave, (0, padding))[None], fs=SAMPLING_RATE)
+            enhanced[:, channel] = output[0, : len(piece)]
+        if not np.isfinite(enhanced).all():
+            raise InputError(f"{self.model}: the model gives samples that are not finite")
+        return enhanced
+
+
+@dataclass(frozen=True)
+class EnhanceJob:
+    """One output of a run.
+
+    Attributes:
+        source: an audio file, or another entry of a ``wav.scp``.
+        destination: the file to write.
+        utterance: its id, where a ``wav.scp`` lists it.
+        seconds: length of a file by its header; 0 for another entry.
+    """
+
+    source: str
+    destination: Path
+    utterance: str | None
+    seconds: float
+
+
+def plan_enhancement(
+    inputs: Iterable[Path | str],
+    out: Path | str,
+    audio_format: str | None = None,
+    overwrite: bool = False,
+) -> list[EnhanceJob]:
+    """Lay out what enhancing ``inputs`` writes into ``out``; nothing is computed or written.
+
+    Args:
+        inputs: audio files (to ``out/<name>``), folders (their audio files, by suffix, to
+            ``out/<path in the folder>``) and Kaldi lists, ``*.scp`` (to ``out/<id>.wav``, beside
+            which the caller writes ``out/wav.scp``).
+        out: folder to write.
+        audio_format: suffix of all outputs, instead of the sources' own.
+        overwrite: let outputs replace existing files.
+
+    Raises:
+        InputError: an input that is missing, unreadable or empty; a format that can't be written;
+            outputs that exist, that two inputs share, or that are inputs themselves.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder: name one to write to")
+    found: list[tuple[str, Path, str | None]] = []
+    inputs = [Path(path) for path in inputs]
+    for path in inputs:
+        if path.is_dir():
+            refuse_overlap(path, out)
+            found += [(str(file), out / file.relative_to(path), None) for file in _scan(path)]
+        elif path.suffix == ".scp":
+            for utterance, entry in read_table(path).items():
+                if "/" in utterance:
+                    raise InputError(f"{path}: id {utterance} names a file, so no '/': rename it")
+                found.append((entry, out / f"{utterance}.wav", utterance))
+        else:
+            if not path.is_file():
+                raise InputError(f"{path}: no such file or folder: correct its path")
+            found.append((str(path), out / path.name, None))
+
+    taken = {path.resolve(): path for path in [*inputs, *(Path(entry) for entry, _, _ in found)]}
+    made: dict[Path, str] = {}
+    jobs = []
+    for source, destination, utterance in found:
+        if audio_format:
+            destination = destination.with_suffix(f".{audio_format}")
+        if destination in made:
+            raise InputError(
+                f"{destination}: would be written for {made[destination]} and for {source}: "
+                "enhance them into folders of their own"
+            )
+        made[destination] = source
+        seconds = 0.0
+        if not _is_entry(source):
+            audio = _open(source)
+            _encoding(audio, destination)
+            seconds = audio.frames / audio.sampling_rate
+        jobs.append(EnhanceJob(source, destination, utterance, seconds))
+    outputs = list(made)
+    if any(job.utterance for job in jobs):
+        outputs.append(out / "wav.scp")
+    for path in outputs:
+        if path.resolve() in taken:
+            raise InputError(f"{path}: would be written over an input: name another --out")
+    existing = [path for path in outputs if path.exists()]
+    if existing and not overwrite:
+        raise InputError(
+            f"{existing[0]}: exists ({len(existing)} of {len(outputs)} outputs do): give "
+            "--overwrite or another --out"
+        )
+    return jobs
+
+
+def _scan(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    audio = [
+        path
+        for path in files
+        if path.suffix.lower() in READABLE_SUFFIXES and not path.name.startswith(".")
+    ]
+    if not audio:
+        raise InputError(f"{folder}: no audio files in it, by their suffixes")
+    logging.info(
+        "%s: %d audio files, %d others ignored", folder, len(audio), len(files) - len(audio)
+    )
+    return audio
+
+
+@dataclass(frozen=True)
+class _Audio:
+    """Audio to be read block by block, float32 ``(t, C)``, more than once.
+
+    Format and subtype are soundfile's names; frames are what the header says.
+    """
+
+    name: str
+    sampling_rate: int
+    channels: int
+    frames: int
+    format: str
+    subtype: str
+    read: Callable[[], Iterator[np.ndarray]]
+
+
+def _of_array(wave: np.ndarray, sampling_rate: int, name: str) -> _Audio:
+    def read() -> Iterator[np.ndarray]:
+        for start in range(0, len(wave), BLOCK):
+            yield np.ascontiguousarray(wave[start : start + BLOCK], dtype=np.float32)
+
+    return _Audio(name, sampling_rate, wave.shape[1], len(wave), "WAV", "PCM_16", read)
+
+
+def _is_entry(source: Path | str) -> bool:
+    """Whether ``source`` is no file but a command or an archive position of a wav.scp."""
+    entry = str(source)
+    return entry.endswith("|") or (
+        re.fullmatch(r".+:\d+", entry) is not None and not Path(entry).exists()
+    )
+
+
+def _open(source: Path | str) -> _Audio:
+    if _is_entry(source):
+        wave, rate = load_audio(str(source))
+        return _of_array(wave.reshape(len(wave), -1), rate, str(source))
+    if not Path(source).is_file():
+        raise InputError(f"{source}: no such audio file: correct its path, or leave it out")
+    with _decoding(source) as file:
+        header = file.samplerate, file.channels, file.frames, file.format, file.subtype
+    if not file.frames:
+        raise InputError(f"{source}: holds no samples: leave it out")
+
+    def read() -> Iterator[np.ndarray]:
+        with _decoding(source) as file:
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                yield block
+
+    return _Audio(str(source), *header, read)
+
+
+@contextmanager
+def _decoding(path: Path | str) -> Iterator[soundfile.SoundFile]:
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless .raw
+        why = getattr(error, "error_string", str(error)).rstrip(".")
+        raise InputError(
+            f"{path}: not audio that soundfile can read ({why}): convert it, or leave it out"
+        ) from error
+
+
+def _encoding(audio: _Audio, destination: Path) -> tuple[str, str]:
+    """Return soundfile's names of the format and subtype to write."""
+    suffix = destination.suffix.lower()
+    file_format, subtype = audio.format, audio.subtype
+    if suffix != Path(audio.name).suffix.lower():
+        file_format = suffix[1:].upper()
+        if file_format not in soundfile.available_formats():
+            raise InputError(f"{destination}: no audio format by its suffix: name it .wav or .flac")
+        plain = subtype.startswith("PCM_") or subtype in FLOAT_SUBTYPES
+        if not (plain and soundfile.check_format(file_format, subtype)):
+            deep = subtype in (*FLOAT_SUBTYPES, "PCM_32", "ALAC_20", "ALAC_24", "ALAC_32")
+            deep = deep and soundfile.check_format(file_format, "PCM_24")
+            subtype = "PCM_24" if deep else soundfile.default_subtype(file_format)
+    try:
+        with soundfile.SoundFile(
+            io.BytesIO(), "w", audio.sampling_rate, audio.channels, subtype, format=file_format
+        ):
+            pass
+    except (soundfile.LibsndfileError, ValueError) as error:
+        raise InputError(
+            f"{audio.name}: soundfile can't write {file_format} {subtype} of {audio.channels} "
+            f"channels at {audio.sampling_rate} Hz: ask for another (--format wav or flac)"
+        ) from error
+    return file_format, subtype
+
+
+def _measure(audio: _Audio) -> tuple[int, np.float64]:
+    """Return the number of samples of a channel, and the root mean square over all channels."""
+    samples, energy = 0, np.float64(0)
+    for block in audio.read():
+        samples += len(block)
+        energy += np.square(block, dtype=np.float64).sum()
+    if not samples:
+        raise InputError(f"{audio.name}: holds no samples: leave it out")
+    if not np.isfinite(energy):
+        raise InputError(f"{audio.name}: samples that are not finite (NaN or infinite): mend it")
+    if samples < audio.frames:
+        logging.warning(
+            "%s: %d of the %d samples of its header are there: it seems cut short",
+            *(audio.name, samples, audio.frames),
+        )
+    return samples, np.sqrt(energy / (samples * audio.channels))
+
+
+def _resample(
+    blocks: Iterable[np.ndarray], source: int, target: int, channels: int, samples: int
+) -> Iterator[np.ndarray]:
+    """Resample blocks ``(t, C)`` from one rate in Hz to another, to ``samples`` in all.
+
+    Zeros follow the input, since soxr rounds the number of samples that it gives.
+    """
+    if source == target:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(source, target, channels)
+    end = np.zeros((math.ceil(2 * source / target), channels), dtype=np.float32)
+    for block in chain(blocks, [end]):
+        block = stream.resample_chunk(block, last=block is end)[:samples]
+        samples -= len(block)
+        yield block

@@ -1,0 +1,144 @@
+"""Take a trained model out of its training directory to where others use it.
+
+An SSL model becomes a folder for ``transformers``, a DEMUCS a state dict for the ``denoiser``
+package; each with a model card.
+"""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from posinv.data.checkpoint import load_weights, read_checkpoint
+from posinv.data.files import new_directory, read_yaml
+from posinv.errors import InputError
+from posinv.models.demucs import Demucs
+from posinv.models.masked_prediction import MaskedPredictionModel
+from posinv.models.ssft import SSFTModel
+from posinv.report.model_card import Kind, model_card
+from posinv.report.results import read_scores
+
+# What config.yaml has of a task, the last of it the keyword arguments of the class that is
+# exported. In this order: the enhancement task has "ssl", too.
+KINDS: dict[Kind, tuple[tuple[str, ...], type[nn.Module]]] = {
+    "pretrain": (("num_units", "ssl_conf", "model_conf"), MaskedPredictionModel),
+    "enh": (("separator", "separator_conf"), Demucs),
+    "ssft": (("ssl", "model_conf"), SSFTModel),
+}
+# Options of the separator that are none of the network's.
+NOT_THE_NETWORKS = ("num_spk", "checkpoint")
+
+
+def export(
+    exp: Path,
+    out: Path,
+    command: str,
+    checkpoint: str = "valid.loss.best.pth",
+    superb: Path | None = None,
+    base_license: str | None = None,
+    name: str | None = None,
+) -> None:
+    """Write a trained model and its model card into a folder, which appears whole or not at all.
+
+    A pretrained or fine-tuned SSL model gives ``config.json``, ``model.safetensors`` and
+    ``preprocessor_config.json``; a DEMUCS gives ``model.th``, a state dict as the ``denoiser``
+    package has them, and ``model.yaml``, the arguments of its class there and of
+    :class:`~posinv.models.demucs.Demucs`. The card is ``README.md``.
+
+    Args:
+        exp: training directory of ``pretrain_train``, ``ssft_train`` or ``enh_train``.
+        out: the folder to write; it must be new, or empty.
+        command: what makes it, to be noted in the card.
+        checkpoint: file in ``exp``.
+        superb: evaluation to quote, with ``{pr,asr}/best/decode/scores.json``.
+        base_license: licence of the model that training started from; None: what that model's
+            own card says.
+        name: title of the card; None: that of ``out``.
+
+    Raises:
+        InputError: ``exp`` is no such directory, or its checkpoint doesn't fit; an enhancement
+            model that isn't a DEMUCS; ``out`` holds something; no such scores; ``base_license``
+            for a model that was trained from scratch.
+    """
+    config_file = exp / "config.yaml"
+    config = read_yaml(config_file, "--exp")
+    if not isinstance(config, dict):
+        config = {}
+    kind = next((kind for kind, (keys, _) in KINDS.items() if _has(config, keys)), None)
+    if kind is None:
+        raise InputError(
+            f"{config_file}: not what pretrain_train, ssft_train or enh_train wrote; give --exp "
+            "the directory of one of these"
+        )
+    if kind == "enh" and config["separator"] != "demucs":
+        raise InputError(
+            f"{config_file}: the separator is {config['separator']}, but only demucs has a form "
+            "outside ESPnet; enhance with posinv.bin.enhance"
+        )
+    (*_, key), exported = KINDS[kind]
+    # config.yaml may leave defaults out.
+    config[key] = _defaults(exported) | config[key]
+    card = model_card(
+        name=name or out.resolve().name,
+        kind=kind,
+        config=config,
+        checkpoint=checkpoint,
+        scores=None if superb is None else _read_superb(superb),
+        base_license=base_license,
+        command=command,
+    )
+    with new_directory(out) as fresh:
+        if kind == "enh":
+            _write_demucs(config["separator_conf"], exp / checkpoint, fresh)
+        else:
+            model = _build_ssl(kind, config)
+            _load(model, exp / checkpoint)
+            model.save_pretrained(fresh)
+        (fresh / "README.md").write_text(card, encoding="utf-8")
+
+
+def _defaults(cls: type) -> dict[str, object]:
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _has(config: Mapping, keys: tuple[str, ...]) -> bool:
+    return all(config.get(key) is not None for key in keys)
+
+
+def _build_ssl(kind: Kind, config: Mapping) -> MaskedPredictionModel | SSFTModel:
+    conf = config["model_conf"]
+    if kind == "pretrain":
+        return MaskedPredictionModel(config["ssl_conf"], config["num_units"], **conf)
+    # Only training needs the views, and the noise recordings that they may name.
+    return SSFTModel(config["ssl"], **conf | {"views": None})
+
+
+def _write_demucs(separator_conf: Mapping, checkpoint: Path, folder: Path) -> None:
+    options = {
+        name: value for name, value in separator_conf.items() if name not in NOT_THE_NETWORKS
+    }
+    separator = Demucs(**options)
+    _load(separator, checkpoint, prefix="separator.")
+    torch.save(separator.state_dict(), folder / "model.th")
+    (folder / "model.yaml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+
+
+def _load(model: nn.Module, path: Path, prefix: str = "") -> None:
+    """Load what training kept, the model's keys behind ``prefix``."""
+    state = read_checkpoint(path)
+    if isinstance(state, Mapping):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    load_weights(model, state, path, f"the model in {path.parent / 'config.yaml'}")
+
+
+def _read_superb(directory: Path) -> dict[str, dict[str, float]]:
+    """Error rates by task and set."""
+    rates = {}
+    for task in ("pr", "asr"):
+        scores = read_scores(directory / task / "best" / "decode" / "scores.json", None, ["rate"])
+        rates[task] = {name: of_set["rate"] for name, of_set in scores.items()}
+    return rates

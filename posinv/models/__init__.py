@@ -1,0 +1,1 @@
+"""Models as plain PyTorch: DEMUCS, self-supervised fine-tuning, masked prediction."""

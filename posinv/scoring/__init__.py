@@ -1,0 +1,1 @@
+"""Scores of enhanced speech and of transcripts."""

@@ -1,0 +1,167 @@
+"""Scores of enhanced speech: SI-SDR, STOI and PESQ."""
+
+import logging
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pystoi
+
+from posinv.data.audio import read_audio
+from posinv.data.parallel import map_parallel
+from posinv.data.tables import read_table
+from posinv.errors import InputError
+from posinv.scoring.text import _by_set, _require_same_ids
+
+try:
+    import pesq
+except ImportError:
+    pesq = None
+
+
+ENHANCEMENT_METRICS = ("si_sdr", "stoi", "pesq")
+
+
+PESQ_MODES = {8000: "nb", 16000: "wb"}
+
+
+def si_sdr(est: np.ndarray, ref: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB, of zero-mean signals.
+
+    J. Le Roux et al., "SDR – half-baked or well done?", ICASSP 2019.
+
+    Args:
+        est: the estimate, (T,).
+        ref: the reference, (T,).
+
+    Returns:
+        The ratio; infinite for a scaled copy of the reference, NaN where either signal is
+        constant.
+    """
+    est, ref = (np.asarray(x, dtype=np.float64) - np.mean(x, dtype=np.float64) for x in (est, ref))
+    if not (est.any() and ref.any()):
+        return math.nan
+    target = (est @ ref) / (ref @ ref) * ref
+    distortion = est - target
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10((target @ target) / (distortion @ distortion)))
+
+
+def has_pesq(fs: int) -> bool:
+    """Whether PESQ can be had: the package ``pesq``, and a rate of 8 or 16 kHz."""
+    return pesq is not None and fs in PESQ_MODES
+
+
+def enhancement_scores(ref: np.ndarray, est: np.ndarray, fs: int) -> dict[str, float]:
+    """Scores of one enhanced utterance.
+
+    Args:
+        ref: the clean reference, (T,), in [-1, 1].
+        est: the enhanced speech, (T,), in [-1, 1].
+        fs: sampling rate in Hz.
+
+    Returns:
+        ``si_sdr`` in dB; ``stoi`` (C. Taal et al., 2011), at most 1; ``pesq``, the MOS-LQO of
+        ITU-T P.862.2 (wideband) at 16 kHz, of P.862.1 (narrowband) at 8 kHz, if
+        :func:`has_pesq`. NaN where a score is undefined: silence, or speech too short or too
+        quiet for it (STOI takes 30 frames, about 0.4 s; PESQ 0.25 s).
+
+    Raises:
+        InputError: different lengths.
+    """
+    if ref.shape != est.shape:
+        raise InputError(f"reference of {ref.size} samples, enhanced speech of {est.size}")
+    scores = {"si_sdr": si_sdr(est, ref), "stoi": _stoi(ref, est, fs)}
+    if has_pesq(fs):
+        scores["pesq"] = _pesq(ref, est, fs)
+    return scores
+
+
+def _stoi(ref: np.ndarray, est: np.ndarray, fs: int) -> float:
+    if not ref.any():
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)
+        try:
+            return float(pystoi.stoi(ref, est, fs))
+        except (RuntimeWarning, np.exceptions.AxisError):  # fewer than 30 frames; less than one
+            return math.nan
+
+
+def _pesq(ref: np.ndarray, est: np.ndarray, fs: int) -> float:
+    if not (ref.any() and est.any()):
+        return math.nan
+    try:
+        return float(pesq.pesq(fs, ref, est, PESQ_MODES[fs]))
+    except (pesq.NoUtterancesError, pesq.BufferTooShortError):
+        return math.nan
+
+
+def score_enhancement(
+    ref_scp: Path | str,
+    inf_scp: Path | str,
+    utt2set: Path | str,
+    sampling_rate: int = 16000,
+    nj: int = 2,
+) -> tuple[dict[str, dict[str, float | int | None]], list[dict[str, str | float]]]:
+    """Score enhanced speech, utterance by utterance and in the mean over each set.
+
+    Args:
+        ref_scp: clean references, ``<id> <audio>``.
+        inf_scp: enhanced speech, the same ids.
+        utt2set: ``<id> <set>``, the same ids.
+        sampling_rate: of all audio, in Hz.
+        nj: number of processes.
+
+    Returns:
+        For each set, the means ``si_sdr``, ``stoi`` and ``pesq`` over the utterances that have
+        a finite score (None if there are none), the number of ``utterances``, and how many
+        have none: ``si_sdr_failed`` and so on (``pesq_failed`` is None without PESQ). Then
+        the scores of each utterance: ``utterance``, ``set`` and those of
+        :func:`enhancement_scores`.
+
+    Raises:
+        InputError: ids that don't match; audio that cannot be read or has another rate; lengths
+            that don't match.
+    """
+    ref, inf, sets = read_table(ref_scp), read_table(inf_scp), read_table(utt2set)
+    _require_same_ids(ref, inf, ref_scp, inf_scp)
+    _require_same_ids(ref, sets, ref_scp, utt2set)
+    if not has_pesq(sampling_rate):
+        why = "it takes 8 or 16 kHz" if pesq else "the package pesq is not installed"
+        logging.warning("PESQ is left out: %s", why)
+
+    def score(utterance: str) -> dict[str, float]:
+        try:
+            audio = [read_audio(scp[utterance], sampling_rate) for scp in (ref, inf)]
+            return enhancement_scores(*audio, sampling_rate)
+        except InputError as error:
+            raise InputError(f"{inf_scp}: utterance {utterance}: {error}") from error
+
+    scores = map_parallel(score, ref, nj)
+    rows = [
+        {"utterance": utterance, "set": sets[utterance], **row}
+        for utterance, row in zip(ref, scores, strict=True)
+    ]
+    means = {}
+    for name, utterances in _by_set(sets).items():
+        members = [row for row in rows if row["set"] == name]
+        means[name] = _summarise(members) | {"utterances": len(utterances)}
+        for metric in ENHANCEMENT_METRICS:
+            if means[name][f"{metric}_failed"]:
+                logging.warning(
+                    "%s: %s is undefined for %d of %d utterances, which its mean leaves out",
+                    *(name, metric, means[name][f"{metric}_failed"], len(utterances)),
+                )
+    return means, rows
+
+
+def _summarise(rows: list[dict[str, str | float]]) -> dict[str, float | int | None]:
+    summary: dict[str, float | int | None] = {}
+    for metric in ENHANCEMENT_METRICS:
+        values = [row[metric] for row in rows if metric in row]
+        finite = [value for value in values if math.isfinite(value)]
+        summary[metric] = float(np.mean(finite)) if finite else None
+        summary[f"{metric}_failed"] = len(values) - len(finite) if values else None
+    return summary

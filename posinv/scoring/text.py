@@ -1,0 +1,160 @@
+"""Scores of enhanced speech (SI-SDR, STOI, PESQ) and of transcripts (error rates)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jiwer
+
+from posinv.data.tables import read_table
+from posinv.errors import InputError
+
+try:
+    import pesq
+except ImportError:
+    pesq = None
+
+Unit = Literal["word", "phone", "char"]
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """Edit errors of a corpus: substitutions, insertions and deletions, and reference tokens."""
+
+    sub: int
+    ins: int
+    dels: int
+    ref_tokens: int
+
+    @property
+    def errors(self) -> int:
+        """All edit errors."""
+        return self.sub + self.ins + self.dels
+
+    @property
+    def rate(self) -> float:
+        """Errors per reference token, in %; above 100 if insertions abound."""
+        return 100 * self.errors / self.ref_tokens
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return what ``scores.json`` holds."""
+        return {
+            "rate": self.rate,
+            "errors": self.errors,
+            "sub": self.sub,
+            "ins": self.ins,
+            "del": self.dels,
+            "ref_tokens": self.ref_tokens,
+        }
+
+
+def error_rate(refs: Mapping[str, str], hyps: Mapping[str, str], unit: Unit = "word") -> ErrorRate:
+    """Error rate of a corpus: all errors over all reference tokens.
+
+    Args:
+        refs: reference transcripts by utterance id. One may be empty: what its hypothesis
+            holds counts as insertions.
+        hyps: hypotheses, the same ids.
+        unit: ``"word"`` and ``"phone"`` split at blanks; ``"char"`` counts every character,
+            one blank between words among them.
+
+    Raises:
+        InputError: ids that don't match; no reference token at all.
+    """
+    _require_same_ids(refs, hyps, "the references", "the hypotheses")
+    aligned = _align(refs, hyps, unit)
+    tokens = aligned.hits + aligned.substitutions + aligned.deletions
+    if not tokens:
+        raise InputError("the references hold no token, so they have no error rate")
+    return ErrorRate(aligned.substitutions, aligned.insertions, aligned.deletions, tokens)
+
+
+def alignment_text(refs: Mapping[str, str], hyps: Mapping[str, str], unit: Unit = "word") -> str:
+    """Alignments of the utterances that have errors, to be read by people."""
+    ids = list(refs)
+    return re.sub(
+        r"^=== SENTENCE (\d+) ===$",
+        lambda match: f"=== {ids[int(match[1]) - 1]} ===",
+        jiwer.visualize_alignment(_align(refs, hyps, unit), show_measures=False),
+        flags=re.MULTILINE,
+    )
+
+
+def _align(
+    refs: Mapping[str, str], hyps: Mapping[str, str], unit: Unit
+) -> jiwer.WordOutput | jiwer.CharacterOutput:
+    process = jiwer.process_characters if unit == "char" else jiwer.process_words
+    ids = list(refs)
+    return process(*([" ".join(texts[i].split()) for i in ids] for texts in (refs, hyps)))
+
+
+def read_transcripts(ref: Path | str, hyp: Path | str) -> tuple[dict[str, str], dict[str, str]]:
+    """Read references and hypotheses, ``<id> <transcript>`` each.
+
+    Raises:
+        InputError: a file that cannot be read; ids that don't match.
+    """
+    refs, hyps = (read_table(path, allow_empty=True) for path in (ref, hyp))
+    _require_same_ids(refs, hyps, ref, hyp)
+    return refs, hyps
+
+
+def score_text(
+    ref: Path | str, hyp: Path | str, utt2set: Path | str, unit: Unit
+) -> tuple[dict[str, dict[str, float | int]], str]:
+    """Score hypotheses, set by set.
+
+    Args:
+        ref: reference transcripts, ``<id> <transcript>``.
+        hyp: hypotheses, the same ids.
+        utt2set: ``<id> <set>``, the same ids.
+        unit: of the error rate, as in :func:`error_rate`.
+
+    Returns:
+        :meth:`ErrorRate.to_dict` for each set, and the alignments with errors as text.
+
+    Raises:
+        InputError: a file that cannot be read; ids that don't match; a set without reference
+            tokens.
+    """
+    refs, hyps = read_transcripts(ref, hyp)
+    sets = read_table(utt2set)
+    _require_same_ids(refs, sets, ref, utt2set)
+    scores, texts = {}, []
+    for name, ids in _by_set(sets).items():
+        of_set = [{i: table[i] for i in ids} for table in (refs, hyps)]
+        try:
+            result = error_rate(*of_set, unit)
+        except InputError as error:
+            raise InputError(f"{ref}: set {name}: {error}") from error
+        scores[name] = result.to_dict()
+        texts.append(
+            f"##### {name}: {unit} error rate {result.rate:.2f} % ({result.errors} errors in "
+            f"{result.ref_tokens}: {result.sub} substituted, {result.ins} inserted, "
+            f"{result.dels} deleted)\n\n{alignment_text(*of_set, unit)}"
+        )
+    return scores, "\n".join(texts)
+
+
+def _require_same_ids(
+    first: Mapping[str, str],
+    second: Mapping[str, str],
+    first_name: Path | str,
+    second_name: Path | str,
+) -> None:
+    for table, name, other, other_name in (
+        (second, second_name, first, first_name),
+        (first, first_name, second, second_name),
+    ):
+        if missing := other.keys() - table.keys():
+            raise InputError(
+                f"{name}: no utterance {min(missing)}, which is in {other_name} "
+                f"({len(missing)} such): both must list the same utterances"
+            )
+
+
+def _by_set(sets: Mapping[str, str]) -> dict[str, list[str]]:
+    names = dict.fromkeys(sets.values())
+    return {name: [i for i, of_set in sets.items() if of_set == name] for name in names}

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch import nn
+
+from posinv.espnet.encoders import BLSTMEncoder
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return BLSTMEncoder(input_size=6, hidden_size=5, num_layers=2, dropout=0.5)
+
+
+def by_hand(encoder, x):
+    """Layer by layer and direction by direction, one utterance ``(F, D)``."""
+    for layer in range(2):
+        directions = []
+        for suffix in ("", "_reverse"):
+            lstm = nn.LSTM(x.shape[1], 5)
+            names = [f"{name}_l{layer}{suffix}" for name in ("weight_ih", "weight_hh")]
+            names += [f"{name}_l{layer}{suffix}" for name in ("bias_ih", "bias_hh")]
+            state = {name.removesuffix(suffix)[:-1] + "0": name for name in names}
+            lstm.load_state_dict({key: getattr(encoder.blstm, state[key]) for key in state})
+            y = lstm(x.flip(0) if suffix else x)[0]
+            directions.append(y.flip(0) if suffix else y)
+        x = torch.cat(directions, dim=1)
+    return x
+
+
+def test_batch_gives_what_utterances_give_alone(encoder):
+    encoder.eval()
+    lengths = torch.tensor([3, 7, 1])  # in no order
+    x = torch.randn(3, 9, 6)
+    y, y_lengths, states = encoder(x, lengths)
+    assert y.shape == (3, 7, encoder.output_size()) == (3, 7, 10)
+    assert torch.equal(y_lengths, lengths)
+    assert states is None
+    for b, length in enumerate(lengths):
+        torch.testing.assert_close(y[b, :length], by_hand(encoder, x[b, :length]))
+        assert not y[b, length:].any()
+
+
+def test_dropout_after_the_last_layer_too(encoder):
+    x = torch.randn(1, 400, 6)
+    lengths = torch.tensor([400])
+    share = (encoder.train()(x, lengths)[0] == 0).float().mean()
+    assert 0.45 < share < 0.55
+    assert (encoder.eval()(x, lengths)[0] != 0).all()
+
+
+def test_espnet_finds_it():
+    from espnet2.tasks import asr
+
+    import posinv.espnet  # noqa: F401
+
+    assert asr.encoder_choices.get_class("blstm") is BLSTMEncoder
