@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-# shellcheck source=uv.sh
+# shellcheck source=tools/uv.sh
 . tools/uv.sh
 find_uv python3
 [ -n "$uv" ] || die "uv is not on the PATH and could not be had from the package index (see 'pip install uv')"
@@ -35,7 +35,7 @@ trap 'rm -f "$new" "$new.all"' EXIT
 also=(pip uv)
 [ -n "$check" ] || also+=("torch==2.13.0")
 printf '%s\n' "${also[@]}" | "$uv" pip compile --quiet --universal --python-version 3.12 --all-extras \
-    --no-annotate --no-header --no-config setup.cfg - > "$new.all" \
+    --no-annotate --no-header setup.cfg - > "$new.all" \
     || die "setup.cfg's requirements have no solution in the package index today (see above)"
 # CUDA's packages and Triton are left out: which of them are right depends on the build of torch.
 {
