@@ -214,7 +214,8 @@ def check_softdtw() -> Iterator[Line]:
     elif torch.version.cuda is None:
         yield (
             BAD,
-            f"{cards[0]} is not used: torch is a CPU build: tools/setup.sh --clean --torch-backend auto",
+            f"{cards[0]} is not used: torch is a build for CPUs: run "
+            "tools/setup.sh --clean --torch-backend auto",
         )
     else:
         yield (

@@ -1,6 +1,7 @@
 # Find uv, which installs packages in a tenth of pip's time. Sourced by the scripts in tools/.
 # shellcheck shell=bash
 _uv_home=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)/.setup/uv
+_uv_pins=${_uv_home%/.setup/uv}/constraints.txt
 
 _uv_works() { "$1" pip install --help 2> /dev/null | grep -q -e --torch-backend; }
 
@@ -18,9 +19,10 @@ find_uv() {
     for python in "$@"; do
         new=$(mktemp -d "$_uv_home.XXXXXX")
         if "$python" -m pip --version > /dev/null 2>&1; then
-            "$python" -m pip install --no-user --target "$new" uv
+            "$python" -m pip install --no-user --target "$new" --constraint "$_uv_pins" uv
         else
-            "$python" -m venv "$new" && "$new/bin/python" -m pip install uv
+            "$python" -m venv "$new" \
+                && "$new/bin/python" -m pip install --constraint "$_uv_pins" uv
         fi >> "${uv_log:-/dev/null}" 2>&1 || true
         if _uv_works "$new/bin/uv"; then
             rm -rf "$_uv_home"
