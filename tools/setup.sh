@@ -129,7 +129,7 @@ EOF
 }
 
 # find_python: set $base to the first Python on the PATH, or of pyenv's, that is usable, or to
-# nothing; $reasons then has those that are not.
+# nothing; $why then says why the first python3 is not.
 find_python() {
     local name candidate
     local -a candidates=()
@@ -139,13 +139,15 @@ find_python() {
     mapfile -t -O ${#candidates[@]} candidates < <(
         printf '%s\n' "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/*/bin/python | sort -rV
     )
-    reasons=
+    why=
     for candidate in "${candidates[@]}"; do
         if [ -x "$candidate" ]; then
             if usable "$candidate"; then
                 return
             fi
-            [[ $candidate == */python3 ]] && reasons+="; $candidate ${reason#"$candidate": }"
+            if [ -z "$why" ] && [[ $candidate == */python3 ]]; then
+                why=" ($candidate ${reason:-does not run})"
+            fi
         fi
     done
     base=
@@ -197,7 +199,7 @@ if [ -z "$own_python" ]; then
         else
             [ -n "$base" ] && "$base" -m venv --clear "$venv" >> "$log" 2>&1
         fi || {
-            [ -n "$base" ] || die "no Python 3.12 or 3.13 is here${reasons}, and none could be" \
+            [ -n "$base" ] || die "no Python 3.12 or 3.13 is here$why, and none could be" \
                 "downloaded by uv: install one (apt-get install python3.12, pyenv install 3.12," \
                 "conda create -n posinv python=3.12), or say where one is: --python PATH"
             die "$base cannot make a virtual environment, and uv could not be had (see $log):" \
@@ -274,20 +276,19 @@ install() {
 unreachable() {
     tail -n 40 "$log" | grep -qiE 'dns error|resolve host|name resolution|connection|error sending request|timed out|unreachable|client error'
 }
-# must_install WHAT ARG ...: install, from what was downloaded before if there is no network.
-must_install() {
+# try_install ARG ...: install, from what was downloaded before if there is no network.
+try_install() {
+    install "$@" || { [ -n "$uv" ] && unreachable && install --offline "$@"; }
+}
+must_install() {  # must_install WHAT ARG ...
     local what=$1
     shift
-    install "$@" && return
+    if try_install "$@"; then return; fi
     if grep -qi 'no space left' "$log"; then
         die "the disk is full: set-up takes 6 GB (2 GB with --torch-backend cpu) in $tools and in" \
             "${cache:-pip\'s cache}; make room and run this again"
     fi
     if unreachable; then
-        if [ -n "$uv" ] && say "the package index cannot be reached; trying without" \
-            && install --offline "$@"; then
-            return
-        fi
         die "$what: the package index cannot be reached, and not all is in the cache: check the" \
             "network (HTTPS_PROXY; for a mirror, UV_DEFAULT_INDEX or PIP_INDEX_URL) and run this again"
     fi
@@ -324,7 +325,7 @@ if [ ${#broken[@]} -gt 0 ]; then
     [ -z "$(damaged)" ] || die "still damaged: $(damaged | paste -sd ' '): run this with --clean"
 fi
 
-if ! "$python" -c 'import pesq' 2> /dev/null && ! install pesq; then
+if ! "$python" -c 'import pesq' 2> /dev/null && ! try_install pesq; then
     say "PESQ could not be compiled; tables will have no PESQ column (see tools/setup.log)"
 fi
 
