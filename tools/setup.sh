@@ -186,25 +186,26 @@ elif [ -n "$torch_backend" ]; then
     die "--torch-backend needs uv, which is not on the PATH and could not be had with pip (see $log)"
 fi
 
+make_venv() {
+    say "making the virtual environment tools/venv with ${base:-a Python that uv has or downloads}"
+    if [ -n "$uv" ] \
+        && "$uv" venv --quiet --clear --python "${base:-$wanted_python}" "$venv" >> "$log" 2>&1; then
+        return
+    fi
+    [ -n "$base" ] || die "no Python 3.12 or 3.13 is here$why, and none could be downloaded" \
+        "${uv:+by uv }(see $log): install one (apt-get install python3.12, pyenv install 3.12, conda" \
+        "create -n posinv python=3.12) or uv, or say where one is: --python PATH"
+    "$base" -m venv --clear "$venv" >> "$log" 2>&1 \
+        || die "$base cannot make a virtual environment (see $log): install uv, or Python's venv" \
+            "module (on Debian: apt-get install python3-venv); a full disk does this, too"
+}
 # From here on, what there was is no longer whole.
 rm -f "$activate" "$state/installed"
 if [ -z "$own_python" ]; then
     made_for="$root $torch_backend"
     if ! usable "$python" || [ "$(cat "$venv/made-for" 2> /dev/null)" != "$made_for" ] \
         || { [ -z "$uv" ] && ! "$python" -m pip --version > /dev/null 2>&1; }; then
-        if [ -z "$base" ]; then find_python; fi
-        say "making the virtual environment tools/venv with ${base:-a Python that uv finds}"
-        if [ -n "$uv" ]; then
-            "$uv" venv --quiet --clear --python "${base:-$wanted_python}" "$venv" 2>> "$log"
-        else
-            [ -n "$base" ] && "$base" -m venv --clear "$venv" >> "$log" 2>&1
-        fi || {
-            [ -n "$base" ] || die "no Python 3.12 or 3.13 is here$why, and none could be" \
-                "downloaded by uv: install one (apt-get install python3.12, pyenv install 3.12," \
-                "conda create -n posinv python=3.12), or say where one is: --python PATH"
-            die "$base cannot make a virtual environment, and uv could not be had (see $log):" \
-                "install uv, or Python's venv module (on Debian: apt-get install python3-venv)"
-        }
+        make_venv
         echo "$made_for" > "$venv/made-for"
     fi
 elif [ -z "$uv" ] && ! "$python" -m pip --version > /dev/null 2>&1; then

@@ -19,10 +19,11 @@ find_uv() {
     for python in "$@"; do
         new=$(mktemp -d "$_uv_home.XXXXXX")
         if "$python" -m pip --version > /dev/null 2>&1; then
-            "$python" -m pip install --no-user --target "$new" --constraint "$_uv_pins" uv
+            "$python" -m pip install --retries 1 --constraint "$_uv_pins" \
+                --no-user --target "$new" uv
         else
             "$python" -m venv "$new" \
-                && "$new/bin/python" -m pip install --constraint "$_uv_pins" uv
+                && "$new/bin/python" -m pip install --retries 1 --constraint "$_uv_pins" uv
         fi >> "${uv_log:-/dev/null}" 2>&1 || true
         if _uv_works "$new/bin/uv"; then
             rm -rf "$_uv_home"
