@@ -40,21 +40,21 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def distributions() -> Iterator[tuple[str, metadata.Distribution]]:
-    """Yield what pip or uv installed into this environment, by name."""
+def distributions() -> Iterator[tuple[str, Path, metadata.Distribution]]:
+    """Yield what pip or uv installed into this environment: name, metadata's folder, metadata."""
     folders = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
     for path in sorted(path for folder in folders for path in Path(folder).glob("*.dist-info")):
         found = metadata.Distribution.at(path)
         # An installation that was killed can leave a folder without an installer's name.
         if (found.read_text("INSTALLER") or "").strip() in ("pip", "uv", ""):
-            yield canonical(path.name.split("-")[0]), found
+            yield canonical(path.name.split("-")[0]), path, found
 
 
 def damage(found: metadata.Distribution) -> str | None:
     """Return the first file of a distribution that is gone or has another size; None: none."""
     record = found.read_text("RECORD")
-    if record is None:
-        return "RECORD"
+    if record is None or found.read_text("METADATA") is None:
+        return "its metadata"
     base = str(found.locate_file(""))
     for name, _, size in csv.reader(record.splitlines()):
         try:
@@ -66,14 +66,20 @@ def damage(found: metadata.Distribution) -> str | None:
 
 
 def packages() -> Iterator[str]:
-    """Yield a line for each installed distribution: name, version, origin, damage."""
-    for name, found in distributions():
+    """Yield a line for each installed distribution: name and version, origin, damage."""
+    for _, path, found in distributions():
         origin = found.read_text("direct_url.json") or ""
         broken = damage(found)
-        yield " ".join(
-            [name, found.metadata["Version"] or "?", origin]
-            + ([f"damaged: {broken}"] if broken else [])
-        )
+        state = f"damaged: {broken}" if broken else ""
+        yield " ".join([path.stem, origin, state]).rstrip()
+
+
+def forget_damaged() -> Iterator[str]:
+    """Remove the metadata of damaged distributions, and yield their names."""
+    for name, path, found in distributions():
+        if damage(found):
+            shutil.rmtree(path)
+            yield name
 
 
 def tested_versions() -> dict[str, str]:
@@ -91,22 +97,22 @@ def check_python() -> Iterator[Line]:
 def check_packages() -> Iterator[Line]:
     """Tell versions beside the tested ones, and packages with missing files."""
     tested = tested_versions()
-    found = dict(distributions())
+    found = {name: path.stem.split("-")[1] for name, path, _ in distributions()}
     others = []
     for name, version in tested.items():
         if name not in found:
             if name in MAIN:
                 yield BAD, f"{name} is not installed: {REPAIR}"
-        elif str(found[name].metadata["Version"]).split("+")[0] == version:
+        elif found[name].split("+")[0] == version:
             if name in MAIN:
-                yield OK, f"{name} {found[name].version}, as tested"
+                yield OK, f"{name} {found[name]}, as tested"
         elif name in MAIN:
-            yield NOTE, f"{name} {found[name].version}; tested with {version}"
+            yield NOTE, f"{name} {found[name]}; tested with {version}"
         else:
-            others.append(f"{name} {found[name].version} (tested: {version})")
+            others.append(f"{name} {found[name]} (tested: {version})")
     if others:
         yield NOTE, f"other packages that differ from the tested ones: {', '.join(others)}"
-    broken = [f"{name} ({file})" for name, d in found.items() if (file := damage(d))]
+    broken = [f"{name} ({file})" for name, _, d in distributions() if (file := damage(d))]
     if broken:
         yield BAD, f"packages with files gone or changed: {', '.join(broken)}: {REPAIR}"
     else:
@@ -278,13 +284,15 @@ CHECKS = (
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--packages",
-        action="store_true",
-        help="only list installed packages and damaged ones, for tools/setup.sh",
-    )
-    if parser.parse_args().packages:
-        print(*sorted(packages()), sep="\n")
+    for name, use in (
+        ("--packages", "only list what is installed, with what is damaged"),
+        ("--forget-damaged", "only remove the metadata of damaged packages, and list them"),
+    ):
+        parser.add_argument(name, action="store_true", help=f"{use} (for tools/setup.sh)")
+    args = parser.parse_args()
+    if args.packages or args.forget_damaged:
+        for line in packages() if args.packages else forget_damaged():
+            print(line)
         return 0
     # Python writes UTF-8 under LC_ALL=C, but the terminal may not read it.
     plain = "utf" not in locale.getencoding().lower()

@@ -297,33 +297,33 @@ must_install() {  # must_install WHAT ARG ...
     die "$what could not be installed (see above and $log): run this again; if that does not help," \
         "with --clean"
 }
-damaged() {
-    "$python" -I "$tools/check_install.py" --packages | sed -n 's/ .* damaged: .*//p'
+# forget_damaged: make the installer believe that packages whose files are gone or changed are not
+# there; whether there were any.
+forget_damaged() {
+    local -a damaged
+    mapfile -t damaged < <("$python" -I "$tools/check_install.py" --forget-damaged)
+    [ ${#damaged[@]} -gt 0 ] || return 1
+    say "files are gone or changed; installing again: ${damaged[*]}"
+    # uv's cache shares its files with the environment.
+    [ -z "$uv" ] || "$uv" cache clean "${damaged[@]}" >> "$log" 2>&1
 }
-
 extras=espnet
 [ -z "$tests" ] || extras=espnet,test
 upgrade=()
 [ -z "$given_unpinned" ] || upgrade=(--upgrade)
-say "installing posinv[$extras] (what is said goes to tools/setup.log)"
-must_install "posinv[$extras]" ${upgrade[@]+"${upgrade[@]}"} -e ".[$extras]" pip
-if [ -n "$tests" ]; then
-    # The oracle of the DEMUCS separator. Its licence is CC BY-NC and its pinned dependencies are
-    # those of 2020, so it is no dependency of posinv's.
-    must_install denoiser --no-deps denoiser==0.1.5
-fi
-
-mapfile -t broken < <(damaged)
-if [ ${#broken[@]} -gt 0 ]; then
-    say "files are gone or changed; installing again: ${broken[*]}"
-    if [ -n "$uv" ]; then
-        # uv's cache shares its files with the environment.
-        "$uv" cache clean "${broken[@]}" >> "$log" 2>&1
-        must_install "${broken[*]}" "${broken[@]/#/--reinstall-package=}" -e ".[$extras]" pip
-    else
-        must_install "${broken[*]}" --force-reinstall --no-deps --no-cache-dir "${broken[@]}"
+install_all() {
+    must_install "posinv[$extras]" ${upgrade[@]+"${upgrade[@]}"} -e ".[$extras]" pip
+    if [ -n "$tests" ]; then
+        # The oracle of the DEMUCS separator. Its licence is CC BY-NC and its pinned dependencies
+        # are those of 2020, so it is no dependency of posinv's.
+        must_install denoiser --no-deps denoiser==0.1.5
     fi
-    [ -z "$(damaged)" ] || die "still damaged: $(damaged | paste -sd ' '): run this with --clean"
+}
+forget_damaged || true
+say "installing posinv[$extras] (what is said goes to tools/setup.log)"
+install_all
+if forget_damaged; then
+    install_all
 fi
 
 if ! "$python" -c 'import pesq' 2> /dev/null && ! try_install pesq; then
