@@ -2,12 +2,14 @@
 # shellcheck shell=bash
 MAIN_ROOT=$(realpath -s "$PWD/../../..")
 export MAIN_ROOT
-# setup.sh writes activate_python.sh last; a setup.cfg changed since asks for new dependencies.
-if [ ! -e "$MAIN_ROOT/tools/activate_python.sh" ] \
-    || [ "$MAIN_ROOT/setup.cfg" -nt "$MAIN_ROOT/tools/activate_python.sh" ]; then
+# setup.sh writes activate_python.sh last. Other pins since, or a moved checkout, ask for it again.
+_activate=$MAIN_ROOT/tools/activate_python.sh
+if [ ! -e "$_activate" ] || [ "$MAIN_ROOT/setup.cfg" -nt "$_activate" ] \
+    || [ "$MAIN_ROOT/tools/constraints.txt" -nt "$_activate" ] \
+    || [ "$(head -n 1 "$_activate")" != "# For $(realpath "$MAIN_ROOT/tools")" ]; then
     "$MAIN_ROOT/tools/setup.sh"
 fi
-# shellcheck disable=SC1091
-. "$MAIN_ROOT/tools/activate_python.sh"
+# shellcheck disable=SC1090
+. "$_activate"
 export PYTHONPATH=$MAIN_ROOT${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONIOENCODING=UTF-8 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
