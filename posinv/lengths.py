@@ -34,7 +34,7 @@ def checked_lengths(
     """
     of = f"for a tensor of shape {tuple(tensor.shape)}"
     if lengths is None:
-        return torch.full((batch,), longest)
+        lengths = torch.full((batch,), longest)
     if not isinstance(lengths, Tensor):
         try:
             lengths = torch.as_tensor(np.asarray(lengths))

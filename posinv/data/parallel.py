@@ -2,17 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context
-from typing import TypeVar
 
 from posinv.errors import InputError
 
-Job = TypeVar("Job")
 
-
-Result = TypeVar("Result")
-
-
-def map_parallel(
+def map_parallel[Job, Result](
     function: Callable[[Job], Result], jobs: Iterable[Job], nj: int
 ) -> Iterator[Result]:
     """``map`` in ``nj`` forked processes, results in order; the first error ends it."""

@@ -12,7 +12,7 @@ from posinv.data.audio import open_recording, read_audio, write_audio
 from posinv.errors import InputError
 
 RATE = 16000
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

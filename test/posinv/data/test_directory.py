@@ -14,7 +14,7 @@ from posinv.data.tables import read_table, write_table
 from posinv.errors import InputError
 
 RATE = 16000
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ def test_bad_input(tiny_ssl):
         SSLMSECriterion("/nonexistent/model")
     with pytest.raises(InputError, match="ssl_mse_pad: pad must be two numbers"):
         SSLMSEPadCriterion(tiny_ssl, pad=(0.1,))
-    with pytest.raises(InputError, match="ssl_xcorr: max_lag must be at least 0"):
+    with pytest.raises(InputError, match="SSLXCorr: max_lag must be at least 0"):
         SSLXCorrCriterion(tiny_ssl, max_lag=-1)
     with pytest.raises(InputError, match=r"must both be \(B, T\), got \(2, 500\) and \(2, 501\)"):
         SSLMSECriterion(tiny_ssl)(torch.zeros(2, 500), torch.zeros(2, 501))

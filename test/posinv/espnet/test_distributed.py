@@ -37,7 +37,7 @@ LONG = {"max_epoch": 25, "accum_grad": 2, "keep_nbest_models": 25}
 # Each rank does all the trainings, since starting one takes longer than they do.
 RANK = """
 import json, sys, torch
-from posinv.tasks import asr, enh, pretrain, ssft
+from posinv.espnet.tasks import asr, enh, pretrain, ssft
 tasks = {"enh": enh.EnhancementTask, "ssft": ssft.SSFTTask, "asr": asr.ASRTask,
          "pretrain": pretrain.PretrainTask}
 for task, options in json.loads(sys.argv[1]):

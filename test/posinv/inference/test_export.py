@@ -16,7 +16,7 @@ from posinv.espnet.tasks.enh import EnhancementTask
 from posinv.espnet.tasks.pretrain import PretrainTask
 from posinv.espnet.tasks.ssft import SSFTTask
 from posinv.inference.export import export
-from posinv.models.demucs import DemucsSeparator
+from posinv.models.demucs import Demucs
 from posinv.report.results import ABSENT
 from posinv.ssl.upstream import SSLUpstream, extract
 
@@ -301,4 +301,4 @@ def test_a_failure_half_way_leaves_nothing(which, request, tmp_path):
 def test_posinv_does_not_import_the_oracle(enhancer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "denoiser", None)
     export(enhancer[0], tmp_path / "out", command="x")
-    assert DemucsSeparator(1, **DEMUCS, checkpoint=tmp_path / "out/model.th")
+    assert Demucs(**DEMUCS, checkpoint=tmp_path / "out/model.th")

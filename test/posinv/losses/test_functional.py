@@ -1,12 +1,25 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posinv.losses.functional import effective_rank, frame_distance
+from posinv.augment.pad import ZeroPad
+from posinv.errors import InputError
+from posinv.losses import SSLMSE, ContrastiveIDM, SSLMSEPad, SSLSoftDTW, SSLXCorr
+from posinv.losses.functional import (
+    contrastive_idm,
+    effective_rank,
+    frame_distance,
+    ssl_mse,
+    ssl_mse_pad,
+    ssl_softdtw,
+    ssl_xcorr,
+)
+from posinv.softdtw import soft_dtw
 
 
 def test_orthogonal_frames():
@@ -53,9 +66,146 @@ def test_batch_gives_what_utterances_give_alone(measure):
     torch.testing.assert_close(together, torch.tensor(alone))
     x[1, 1:] = math.nan
     x[2, 5:] = math.inf
-    assert torch.equal(measure(x.nan_to_num(7, 7), lengths), together)
+    assert torch.equal(measure(x, lengths), together)
 
 
 @pytest.mark.parametrize("measure", [frame_distance, effective_rank])
 def test_single_frame_and_silence_are_finite(measure):
     assert measure(torch.zeros(2, 4, 3), torch.tensor([1, 4])).isfinite().all()
+
+
+# ------------------------------------------------------------------------------------ the losses
+LENGTHS = [9, 1, 5]
+
+
+@pytest.fixture
+def pair():
+    rng = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(3, 9, 4, generator=rng) for _ in range(2))
+    for b, n in enumerate(LENGTHS):
+        x[b, n:] = math.nan
+        y[b, n:] = math.inf
+    return x, y
+
+
+def padded_reference(x, hops):
+    """Put as many other frames in front; three more frames in all."""
+    out = torch.full((x.shape[0], x.shape[1] + 3, x.shape[2]), 7.0)
+    for row, one, hop in zip(out, x, hops, strict=True):
+        row[hop : hop + len(one)] = one
+    return out
+
+
+PAIRS = {
+    "ssl_mse": ssl_mse,
+    "ssl_mse_pad": lambda x, y, n: ssl_mse_pad(
+        padded_reference(x, [2] * len(x)), y, [2] * len(x), n
+    ),
+    "ssl_softdtw": lambda x, y, n: ssl_softdtw(x, y, n, n),
+    "ssl_xcorr": ssl_xcorr,
+    "contrastive_idm": lambda x, y, n: contrastive_idm(x, n, margin=1.1, window=1),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_padding_is_not_read_and_a_batch_is_its_utterances(name, pair):
+    x, y = (z.clone().requires_grad_() for z in pair)
+    together = PAIRS[name](x, y, LENGTHS)
+    together.sum().backward()
+    assert together.isfinite().all()
+    assert x.grad.isfinite().all()
+    for b, n in enumerate(LENGTHS):
+        assert not x.grad[b, n:].any()
+        alone = PAIRS[name](pair[0][b : b + 1, :n], pair[1][b : b + 1, :n], [n])
+        torch.testing.assert_close(alone[0], together[b].detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
+def test_lengths_of_any_kind(name, pair, kind):
+    torch.testing.assert_close(PAIRS[name](*pair, kind(LENGTHS)), PAIRS[name](*pair, LENGTHS))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_bad_lengths_and_shapes_are_one_line(name, pair):
+    for bad, match in (([9.0, 1.0, 5.0], "must be integers"), ([9, 1], r"must be \(3,\)")):
+        with pytest.raises(InputError, match=match):
+            PAIRS[name](*pair, bad)
+    for bad in ([10, 1, 5], [0, 1, 5]):
+        with pytest.raises(InputError, match=r"must be in 1\.\.9"):
+            PAIRS[name](*pair, bad)
+    if name != "contrastive_idm":
+        with pytest.raises(InputError, match=r"\(B, [FM]"):
+            PAIRS[name](pair[0], pair[1][:2], None)
+
+
+def test_mse_by_hand(pair):
+    x, y = pair
+    expected = [
+        sum(((x[b, i] - y[b, i]) ** 2).sum() for i in range(n)) / n for b, n in enumerate(LENGTHS)
+    ]
+    torch.testing.assert_close(ssl_mse(x, y, LENGTHS), torch.stack(expected))
+
+
+def test_padded_mse_shifts_back(pair):
+    x, y = pair
+    hops = [3, 0, 1]
+    found = ssl_mse_pad(padded_reference(x, hops), y, hops, LENGTHS)
+    torch.testing.assert_close(found, ssl_mse(x, y, LENGTHS))
+    with pytest.raises(InputError, match=r"hops\[0\] is 4: the padded reference has 12 frames"):
+        ssl_mse_pad(padded_reference(x, hops), y, [4, 0, 1], LENGTHS)
+
+
+def test_hops_are_those_of_zero_pad():
+    """A "feature" that is the first sample of each hop: shifted back, nothing differs."""
+    wave = torch.arange(1.0, 4801.0)[None]
+    padded, lengths, hops = ZeroPad(0.3, 0.5, 320)(wave, torch.tensor([4800]), ["a"])
+    assert hops.item() > 0
+    frames, padded_frames = (z[:, ::320, None] for z in (wave, padded[:, : lengths.item()]))
+    assert ssl_mse_pad(padded_frames, frames, hops).item() == 0
+
+
+def test_xcorr_by_loops(pair):
+    x, y = pair
+    for b, n in enumerate(LENGTHS):
+        u, v = (z[b, :n].double() / z[b, :n].double().norm(dim=1, keepdim=True) for z in (x, y))
+        scores = [
+            np.mean([float(v[i] @ u[i + lag]) for i in range(n) if 0 <= i + lag < n])
+            for lag in range(-3, 4)
+            if abs(lag) < n
+        ]
+        expected = -0.05 * np.log(np.mean(np.exp(np.array(scores) / 0.05)))
+        found = ssl_xcorr(x, y, LENGTHS, max_lag=3, temperature=0.05)[b].item()
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_softdtw_normalises_features_and_length(pair):
+    x, y = (z[:1].double() for z in pair)
+    unit = [z[0] / z[0].norm(dim=1, keepdim=True) for z in (x, y)]
+    cost = ((unit[0][:, None] - unit[1][None]) ** 2).sum(2)[None]
+    expected = soft_dtw(cost, gamma=0.2, backend="reference") / 18
+    found = ssl_softdtw(x, y, gamma=0.2, divergence=False, normalize_length=True)
+    torch.testing.assert_close(found, expected)
+
+
+def test_modules_are_the_functions(pair):
+    x, y = pair
+    for module, expected in (
+        (SSLMSE()(x, y, LENGTHS), ssl_mse(x, y, LENGTHS)),
+        (SSLMSEPad()(x, y, [0, 0, 0], LENGTHS), ssl_mse(x, y, LENGTHS)),
+        (SSLSoftDTW(gamma=1.0)(x, y, LENGTHS, LENGTHS), ssl_softdtw(x, y, LENGTHS, LENGTHS, 1.0)),
+        (SSLXCorr(2, 0.3)(x, y, LENGTHS), ssl_xcorr(x, y, LENGTHS, 2, 0.3)),
+        (ContrastiveIDM(0.7, 2)(x, LENGTHS), contrastive_idm(x, LENGTHS, 0.7, 2)),
+    ):
+        torch.testing.assert_close(module, expected)
+
+
+def test_bad_options():
+    with pytest.raises(InputError, match="max_lag must be at least 0"):
+        SSLXCorr(max_lag=-1)
+    with pytest.raises(InputError, match="gamma must be finite"):
+        SSLSoftDTW(gamma=-1)
+    with pytest.raises(InputError, match="margin must be finite"):
+        ContrastiveIDM(-1, 0)
+    with pytest.raises(InputError, match="window must be an integer"):
+        ContrastiveIDM(1, 0.5)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from posinv.errors import InputError
-from posinv.models.demucs import INIT_STD, DemucsSeparator
+from posinv.espnet.separator import DemucsSeparator
+from posinv.models.demucs import INIT_STD
 
 CONFIGS = [
     {"hidden": 4, "depth": 3, "stride": 4, "resample": 1, "causal": True},
@@ -248,27 +249,27 @@ class TestCheckpoint:
         assert str(error.value).endswith("hidden=4, depth=3, causal=False")
 
     def test_missing(self, tmp_path):
-        with pytest.raises(InputError, match=r"no\.th: cannot read .*: No such file"):
+        with pytest.raises(InputError, match=r"no\.th: No such file"):
             DemucsSeparator(1, checkpoint=tmp_path / "no.th")
 
     @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 broken", b"\x80\x02"])
     def test_not_a_checkpoint(self, tmp_path, content):
         path = tmp_path / "text.th"
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"text\.th: not a file of tensors"):
+        with pytest.raises(InputError, match=r"text\.th: not (a checkpoint that|tensors alone)"):
             DemucsSeparator(1, checkpoint=path)
 
     def test_python_objects(self, tmp_path):
         path = tmp_path / "checkpoint.th"
         torch.save({"args": pytest.approx(1.0), "best_state": self.state()}, path)
-        with pytest.raises(InputError, match=r"checkpoint\.th holds Python objects"):
+        with pytest.raises(InputError, match=r"checkpoint\.th: not tensors alone"):
             DemucsSeparator(1, checkpoint=path)
 
     @pytest.mark.parametrize("content", [torch.zeros(3), {"separator.lstm": torch.zeros(3)}])
     def test_another_models_state(self, tmp_path, content):
         path = tmp_path / "other.th"
         torch.save(content, path)
-        with pytest.raises(InputError, match=r"other\.th: not the state dict of a DEMUCS"):
+        with pytest.raises(InputError, match=r"other\.th: not (the|a) state dict"):
             DemucsSeparator(1, checkpoint=path)
 
 

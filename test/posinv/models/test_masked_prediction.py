@@ -367,7 +367,7 @@ def test_task_trains_resumes_and_exports(corpus, tmp_path, monkeypatch):
     for name, value in ssl.model.state_dict().items():
         assert torch.equal(value, whole[f"ssl.{name}"])
     assert json.loads((out / "config.json").read_text())["hidden_size"] == 16
-    with pytest.raises(InputError, match=r"9epoch\.pth: no such file"):
+    with pytest.raises(InputError, match=r"9epoch\.pth: No such file"):
         call(monkeypatch, export, "--exp", exp, "--out", f"{out}2", "--checkpoint", "9epoch.pth")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from espnet2.train.reporter import Reporter
 
 from posinv.errors import InputError
 from posinv.report.curves import plot_curves, read_epochs
@@ -16,8 +17,9 @@ SYSTEMS = ["base", "laser"]
 
 
 def write_checkpoint(training, epochs):
-    """What ESPnet's trainer leaves: the reporter's statistics are numpy scalars."""
-    stats = {
+    """What ESPnet's trainer leaves."""
+    reporter = Reporter(epochs)
+    reporter.stats = {
         epoch: {
             phase: {
                 "loss": np.float32(1 / (epoch + k)),
@@ -29,7 +31,7 @@ def write_checkpoint(training, epochs):
         for epoch in range(epochs, 0, -1)
     }
     training.mkdir(parents=True, exist_ok=True)
-    state = {"model": {"w": torch.zeros(2)}, "reporter": {"stats": stats, "epoch": epochs}}
+    state = {"model": {"w": torch.zeros(2)}, "reporter": reporter.state_dict()}
     torch.save(state, training / "checkpoint.pth")
 
 

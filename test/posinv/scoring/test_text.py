@@ -7,8 +7,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posinv import scoring
 from posinv.errors import InputError
+from posinv.scoring import enhancement
 from posinv.scoring.enhancement import enhancement_scores, has_pesq, score_enhancement, si_sdr
 from posinv.scoring.text import alignment_text, error_rate, score_text
 
@@ -85,7 +85,7 @@ class TestEnhancementScores:
 
     def test_no_pesq(self, monkeypatch):
         assert "pesq" not in enhancement_scores(speech(10000), speech(10000), 10000)
-        monkeypatch.setattr(scoring, "pesq", None)
+        monkeypatch.setattr(enhancement, "pesq", None)
         assert not has_pesq(16000)
         assert enhancement_scores(speech(), speech(), 16000).keys() == {"si_sdr", "stoi"}
 
@@ -159,7 +159,7 @@ class TestScoreEnhancement:
         assert "seen:" not in caplog.text
 
     def test_without_pesq(self, corpus, monkeypatch, caplog):
-        monkeypatch.setattr(scoring, "pesq", None)
+        monkeypatch.setattr(enhancement, "pesq", None)
         with caplog.at_level(logging.WARNING):
             means, rows = self.score(corpus, nj=1)
         assert means["seen"]["pesq"] is means["seen"]["pesq_failed"] is None

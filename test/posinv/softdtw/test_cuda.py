@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posinv.errors import InputError
+from posinv.losses import ContrastiveIDM
 from posinv.softdtw import (
-    ContrastiveIDM,
     SoftDTWLoss,
     cpu,
     cuda,

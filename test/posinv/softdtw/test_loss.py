@@ -1,10 +1,14 @@
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from posinv.errors import InputError
 from posinv.losses import ContrastiveIDM
@@ -132,25 +136,39 @@ def test_half_precision_is_computed_in_float32(dtype, autocast):
     assert gradient.dtype == dtype and gradient.isfinite().all() and gradient.any()
 
 
-def test_distances_are_float32_whatever_products_are():
-    """PyTorch's setting is left to all else; on a CPU, "medium" is another library's product."""
+class Products(TorchDispatchMode):
+    """Keeps the types of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "mm" in function.__name__:
+            self.types |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
+        return function(*args, **(kwargs or {}))
+
+
+def test_distances_are_exact_whatever_products_are():
+    """Where torch would multiply float32 in less, products are float64."""
     x = (features(2, 90, 256) / 16).float().requires_grad_()
     y = (features(2, 70, 256, seed=1) / 16).float()
 
     def computed():
-        loss = SoftDTWLoss()(x, y) + ContrastiveIDM(1.1, 0)(x)
-        return loss.detach(), *torch.autograd.grad(loss.sum(), x), x.detach() @ y.mT
+        with Products() as products:
+            loss = SoftDTWLoss()(x, y) + ContrastiveIDM(1.1, 0)(x)
+            return products.types, loss.detach(), *torch.autograd.grad(loss.sum(), x)
 
-    *expected, product = computed()
+    types, *expected = computed()
+    assert types == {torch.float32}
     torch.set_float32_matmul_precision("medium")
     try:
-        *found, other = computed()
-        assert torch.get_float32_matmul_precision() == "medium"
+        types, *found = computed()
     finally:
         torch.set_float32_matmul_precision("highest")
-    if torch.equal(product, other):
-        pytest.skip("this CPU has one float32 product")
-    assert all(map(torch.equal, found, expected))
+    assert types == {torch.float64}
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_frames_of_zeros_have_a_finite_cosine_gradient():
@@ -239,7 +257,8 @@ def test_idm_gradient_of_padding_is_zero():
         ),
         (
             lambda: SoftDTWLoss(cost="euclidean"),
-            "SoftDTWLoss: cost must be one of sqeuclidean, cosine, got 'euclidean'",
+            "SoftDTWLoss: cost must be one of sqeuclidean, cosine, or a function of x and y, "
+            "got 'euclidean'",
         ),
         (
             lambda: SoftDTWLoss(backend="gpu"),
@@ -277,11 +296,11 @@ def test_idm_gradient_of_padding_is_zero():
         ),
         (
             lambda: ContrastiveIDM(1.0, 0)(torch.zeros(3, 4)),
-            "ContrastiveIDM: x must be (B, N, D), got shape (3, 4)",
+            "contrastive_idm: x must be (B, F, D), got shape (3, 4)",
         ),
         (
             lambda: ContrastiveIDM(1.0, 0)(torch.zeros(1, 3, 4), torch.tensor([4])),
-            "ContrastiveIDM: lengths[0] is 4, must be in 1..3 for a tensor of shape (1, 3, 4)",
+            "contrastive_idm: lengths[0] is 4, must be in 1..3 for a tensor of shape (1, 3, 4)",
         ),
     ],
 )
@@ -296,3 +315,67 @@ def test_repr_shows_the_configuration():
         "SoftDTWLoss(gamma=0.2, divergence=True, cost='cosine', bandwidth=None, backend='auto')"
     )
     assert repr(ContrastiveIDM(1.1, 0)) == "ContrastiveIDM(margin=1.1, window=0)"
+
+
+def test_cost_may_be_a_function():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, 3, requires_grad=True), torch.randn(2, 5, 3)
+    lengths = [6, 3], [2, 5]
+
+    def squared(x, y):
+        return (x[:, :, None] - y[:, None]).square().sum(3)
+
+    for divergence in (True, False):
+        found = SoftDTWLoss(0.3, divergence, squared)(x, y, *lengths)
+        expected = SoftDTWLoss(0.3, divergence)(x, y, *lengths)
+        torch.testing.assert_close(found, expected)
+        for loss in (found, expected):
+            loss.sum().backward()
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(InputError, match=r"return \(B, N, M\), here \(2, 6, 5\), got \(2, 6\)"):
+        SoftDTWLoss(cost=lambda x, y: x[:, :, 0])(x, y)
+
+
+def test_learned_gamma_is_refused():
+    gamma = torch.tensor(0.1, requires_grad=True)
+    with pytest.raises(InputError, match="gamma cannot be learned"):
+        SoftDTWLoss(gamma)
+    with pytest.raises(InputError, match="gamma cannot be learned"):
+        soft_dtw(torch.zeros(1, 2, 2), gamma=gamma)
+    assert SoftDTWLoss(np.float32(0.5)).gamma == 0.5
+
+
+def test_numpy_integers_are_integers():
+    cost = torch.rand(2, 4, 4)
+    expected = soft_dtw(cost, torch.tensor([4, 3]), torch.tensor([3, 4]), bandwidth=2)
+    found = soft_dtw(cost, np.array([4, 3], np.int32), [3, 4], bandwidth=np.int64(2))
+    assert torch.equal(found, expected)
+
+
+def test_threads_leave_torchs_precision_alone():
+    """Another thread's products, and the setting, stay as they are while a loss is computed."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 300, 64), torch.randn(2, 280, 64)
+    expected = SoftDTWLoss()(x, y)
+    seen, done = set(), threading.Event()
+
+    def watch():
+        while not done.is_set():
+            seen.add(
+                (torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision)
+            )
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        before = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision
+        with ThreadPoolExecutor(3) as pool:
+            watcher = pool.submit(watch)
+            losses = list(pool.map(lambda _: SoftDTWLoss()(x, y), range(8)))
+            done.set()
+            watcher.result()
+        assert seen == {before}
+    finally:
+        done.set()
+        torch.set_float32_matmul_precision("highest")
+    for loss in losses:
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)

@@ -18,8 +18,8 @@ from transformers import (
     WavLMConfig,
 )
 
-from posinv import upstream
 from posinv.errors import InputError
+from posinv.ssl import upstream
 from posinv.ssl.upstream import Frozen, SSLUpstream, load_config
 
 TINY = {**TINY_SSL, "num_hidden_layers": 3}
