@@ -97,7 +97,8 @@ if command -v flock > /dev/null && ! flock --nonblock 9; then
 fi
 
 if [ -n "$clean" ]; then
-    rm -rf "$venv" "$activate"
+    rm -f "$activate" "$venv/made-for"
+    rm -rf "$venv"
     find "$state" -mindepth 1 ! -path "$state/lock" -delete
 fi
 
@@ -141,7 +142,7 @@ find_python() {
     )
     why=
     for candidate in "${candidates[@]}"; do
-        if [ -x "$candidate" ]; then
+        if [ -x "$candidate" ] && [[ $candidate != "$venv"/* ]]; then
             if usable "$candidate"; then
                 return
             fi
@@ -203,7 +204,7 @@ make_venv() {
 rm -f "$activate" "$state/installed"
 if [ -z "$own_python" ]; then
     made_for="$root $torch_backend"
-    if ! usable "$python" || [ "$(cat "$venv/made-for" 2> /dev/null)" != "$made_for" ] \
+    if ! (usable "$python") || [ "$(cat "$venv/made-for" 2> /dev/null)" != "$made_for" ] \
         || { [ -z "$uv" ] && ! "$python" -m pip --version > /dev/null 2>&1; }; then
         make_venv
         echo "$made_for" > "$venv/made-for"
