@@ -97,7 +97,8 @@ if command -v flock > /dev/null && ! flock --nonblock 9; then
 fi
 
 if [ -n "$clean" ]; then
-    rm -rf "$venv" "$activate"
+    rm -f "$activate" "$venv/made-for"
+    rm -rf "$venv"
     find "$state" -mindepth 1 ! -path "$state/lock" -delete
 fi
 
@@ -141,7 +142,7 @@ find_python() {
     )
     why=
     for candidate in "${candidates[@]}"; do
-        if [ -x "$candidate" ]; then
+        if [ -x "$candidate" ] && [[ $candidate != "$venv"/* ]]; then
             if usable "$candidate"; then
                 return
             fi
@@ -175,6 +176,10 @@ uv_log=$log
 rm -rf "$state"/uv.??????  # of a run that was killed
 find_uv ${own_python:+"$own_python"} ${base:+"$base"} python3
 if [ -n "$uv" ]; then
+    if [ -n "$torch_backend" ]; then
+        "$uv" pip compile --torch-backend "$torch_backend" - < /dev/null > /dev/null 2>> "$log" \
+            || die "--torch-backend $torch_backend: not one that uv knows; '$uv pip install --help' lists them"
+    fi
     # A home that cannot be written.
     cache=$("$uv" cache dir)
     if ! mkdir -p "$cache" 2> /dev/null || ! [ -w "$cache" ]; then
@@ -203,7 +208,7 @@ make_venv() {
 rm -f "$activate" "$state/installed"
 if [ -z "$own_python" ]; then
     made_for="$root $torch_backend"
-    if ! usable "$python" || [ "$(cat "$venv/made-for" 2> /dev/null)" != "$made_for" ] \
+    if ! (usable "$python") || [ "$(cat "$venv/made-for" 2> /dev/null)" != "$made_for" ] \
         || { [ -z "$uv" ] && ! "$python" -m pip --version > /dev/null 2>&1; }; then
         make_venv
         echo "$made_for" > "$venv/made-for"
@@ -211,8 +216,6 @@ if [ -z "$own_python" ]; then
 elif [ -z "$uv" ] && ! "$python" -m pip --version > /dev/null 2>&1; then
     die "--python $python has no pip, and there is no uv: run '$python -m ensurepip', or install uv"
 fi
-printf '%s=%q\n' own_python "$own_python" torch_backend "$torch_backend" tests "$tests" \
-    unpinned "$unpinned" > "$state/options"
 say "Python: $python ($("$python" --version)); installing with ${uv:-pip}"
 
 # ------------------------------------------------------------------------------------ packages
@@ -287,11 +290,12 @@ must_install() {  # must_install WHAT ARG ...
     if try_install "$@"; then return; fi
     if grep -qi 'no space left' "$log"; then
         die "the disk is full: set-up takes 6 GB (2 GB with --torch-backend cpu) in $tools and in" \
-            "${cache:-pip\'s cache}; make room and run this again"
+            "${cache:-pip's cache}; make room and run this again"
     fi
     if unreachable; then
-        die "$what: the package index cannot be reached, and not all is in the cache: check the" \
-            "network (HTTPS_PROXY; for a mirror, UV_DEFAULT_INDEX or PIP_INDEX_URL) and run this again"
+        die "$what: the package index${build:+, or PyTorch's own for its build $build,} cannot be" \
+            "reached, and not all is in the cache: check the network (HTTPS_PROXY; for a mirror," \
+            "UV_DEFAULT_INDEX or PIP_INDEX_URL) and run this again"
     fi
     tail -n 20 "$log" >&2
     die "$what could not be installed (see above and $log): run this again; if that does not help," \
@@ -333,8 +337,10 @@ fi
 "$python" "$tools/check_install.py" \
     || die "posinv is not whole: do what the lines marked ✗ or BAD say, and run this again"
 
-# Written last, and at once: they are there when the environment is whole. path.sh looks for both
-# the first line and the age of activate_python.sh.
+# Written last: they are there when the environment is whole. path.sh looks at the first line and
+# the age of activate_python.sh.
+printf '%s=%q\n' own_python "$own_python" torch_backend "$torch_backend" tests "$tests" \
+    unpinned "$unpinned" > "$state/options"
 inventory > "$state/installed"
 cat > "$activate.new" <<EOF
 # For $tools
