@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posinv.augment.add_noise import AddNoise
 from posinv.augment.draws import random_state
-from posinv.augment.noise import FADE_SECONDS, AddNoise, seamless
+from posinv.augment.noise import FADE_SECONDS, seamless
 from posinv.augment.pad import ZeroPad
 from posinv.augment.pitch import PitchShift
 from posinv.augment.speed import SpeedPerturb

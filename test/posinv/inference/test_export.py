@@ -266,7 +266,7 @@ class TestRefusals:
     @pytest.mark.parametrize("which", ["pretrained", "tuned", "enhancer"])
     def test_checkpoints(self, which, request, tmp_path):
         exp, trained = request.getfixturevalue(which)
-        self.refuse(exp, tmp_path, "9epoch.pth: no such file", checkpoint="9epoch.pth")
+        self.refuse(exp, tmp_path, "9epoch.pth: No such file", checkpoint="9epoch.pth")
         other = tmp_path / "other.pth"
         other.write_text("text")
         self.refuse(exp, tmp_path, "other.pth: not a model", checkpoint=other)

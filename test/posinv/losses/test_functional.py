@@ -91,8 +91,8 @@ def pair():
 def padded_reference(x, hops):
     """Put as many other frames in front; three more frames in all."""
     out = torch.full((x.shape[0], x.shape[1] + 3, x.shape[2]), 7.0)
-    for row, one, hop in zip(out, x, hops, strict=True):
-        row[hop : hop + len(one)] = one
+    for b, hop in enumerate(hops):
+        out[b, hop : hop + x.shape[1]] = x[b]
     return out
 
 
