@@ -175,6 +175,7 @@ fi
 uv_log=$log
 rm -rf "$state"/uv.??????  # of a run that was killed
 find_uv ${own_python:+"$own_python"} ${base:+"$base"} python3
+cache="pip's cache"
 if [ -n "$uv" ]; then
     if [ -n "$torch_backend" ]; then
         "$uv" pip compile --torch-backend "$torch_backend" - < /dev/null > /dev/null 2>> "$log" \
@@ -253,7 +254,9 @@ EOF
     )
     case $torch in
         *' '*)
-            die "--python $python: torch $torch: install another there, or leave --python out" ;;
+            die "--python $python: torch $torch: install another there" \
+                "($(grep '^torch==' "$tools/constraints.txt") is tested), or leave --python out"
+            ;;
         ?*)
             say "torch $torch stays"
             { sed '/^torch==/d' "$pins"; echo "torch==$torch"; } > "$state/constraints.txt"
@@ -278,7 +281,7 @@ install() {
     fi >> "$log" 2>&1
 }
 unreachable() {
-    tail -n 40 "$log" | grep -qiE 'dns error|resolve host|name resolution|connection|error sending request|timed out|unreachable|client error'
+    tail -n 40 "$log" | grep -qiE 'connection|error sending request|timed out|network was disabled'
 }
 # try_install ARG ...: install, from what was downloaded before if there is no network.
 try_install() {
@@ -290,10 +293,10 @@ must_install() {  # must_install WHAT ARG ...
     if try_install "$@"; then return; fi
     if grep -qi 'no space left' "$log"; then
         die "the disk is full: set-up takes 6 GB (2 GB with --torch-backend cpu) in $tools and in" \
-            "${cache:-pip's cache}; make room and run this again"
+            "$cache; make room and run this again"
     fi
     if unreachable; then
-        die "$what: the package index${build:+, or PyTorch's own for its build $build,} cannot be" \
+        die "$what: the package index${build:+, or that of PyTorch for its build $build,} cannot be" \
             "reached, and not all is in the cache: check the network (HTTPS_PROXY; for a mirror," \
             "UV_DEFAULT_INDEX or PIP_INDEX_URL) and run this again"
     fi
