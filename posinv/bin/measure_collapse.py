@@ -31,9 +31,9 @@ def main() -> None:
     found: dict[str, list[float]] = {"frame_distance": [], "effective_rank": []}
     for entry in read_table(args.wav_scp).values():
         wave = torch.from_numpy(read_audio(entry, SAMPLING_RATE)).to(device)
-        hidden, frames = upstream(wave[None], torch.tensor([len(wave)], device=device))
-        found["frame_distance"].append(frame_distance(hidden[-1], frames).item())
-        found["effective_rank"].append(effective_rank(hidden[-1], frames).item())
+        hidden, frames = upstream(wave[None], [len(wave)], layer=-1)
+        found["frame_distance"].append(frame_distance(hidden, frames).item())
+        found["effective_rank"].append(effective_rank(hidden, frames).item())
     write_whole(
         args.out, json.dumps({name: fmean(values) for name, values in found.items()}) + "\n"
     )

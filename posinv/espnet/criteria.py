@@ -15,7 +15,8 @@ from posinv.augment.pad import ZeroPad
 from posinv.augment.speed import SpeedPerturb
 from posinv.errors import InputError
 from posinv.losses import SSLMSE, SSLMSEPad, SSLSoftDTW, SSLXCorr
-from posinv.ssl.upstream import Frozen, SSLUpstream, check_layer, hop, load_config
+from posinv.ssl.load import check_layer, hop, load_config
+from posinv.ssl.upstream import Frozen, SSLUpstream
 
 
 class SSLCriterion(TimeDomainLoss, ABC):
@@ -59,8 +60,7 @@ class SSLCriterion(TimeDomainLoss, ABC):
         self, waves: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the layer's features ``(B, F, D)``, zero past the frame lengths ``(B,)``."""
-        hidden, frame_lengths = self.upstream(waves, lengths)
-        return hidden[self.layer], frame_lengths
+        return self.upstream(waves, lengths, layer=self.layer)
 
     def forward(self, ref: torch.Tensor, inf: torch.Tensor) -> torch.Tensor:
         """Return the loss ``(B,)`` of enhanced ``inf (B, T)`` against clean ``ref (B, T)``.

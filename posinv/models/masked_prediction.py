@@ -17,7 +17,8 @@ from transformers import HubertConfig, HubertModel
 from posinv.augment.draws import random_state
 from posinv.errors import InputError
 from posinv.lengths import valid_mask
-from posinv.ssl.upstream import extract, frame_lengths, save_pretrained
+from posinv.ssl.exact import extract, model_output
+from posinv.ssl.load import frame_lengths, save_pretrained
 
 
 def draw_time_mask(
@@ -116,13 +117,14 @@ class MaskedPredictionModel(nn.Module):
         self._check_units(frames, units, units_lengths, utt_id)
         units = units[:, : int(frames.max())]
         mask = draw_time_mask(frames, utt_id, self.mask_prob, self.mask_length).to(speech.device)
-        output, _ = extract(self.ssl, speech, speech_lengths, self.normalize, mask)
-        logits = self._logits(output.last_hidden_state[mask])
+        hidden, _ = extract(self.ssl, speech, speech_lengths, self.normalize, mask, layer=-1)
+        output = model_output(self.ssl, hidden)
+        logits = self._logits(output[mask])
         loss = F.cross_entropy(logits, units[mask])
         stats = {"acc": (logits.detach().argmax(1) == units[mask]).float().mean()}
         if self.unmasked_weight:
             seen = ~mask & valid_mask(frames, mask.size(1), mask.device)
-            seen_logits = self._logits(output.last_hidden_state[seen])
+            seen_logits = self._logits(output[seen])
             # Over as many frames as the masked ones' mean: the batch's weight, so that parts of a
             # batch average to it.
             unmasked = F.cross_entropy(seen_logits, units[seen], reduction="sum")
@@ -131,7 +133,7 @@ class MaskedPredictionModel(nn.Module):
         return loss, stats, mask.sum()
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write the HuBERT, without the prediction head; see ``posinv.ssl.upstream``."""
+        """Write the HuBERT, without the prediction head; see ``posinv.ssl.load``."""
         save_pretrained(self.ssl, directory, self.normalize)
 
     def _logits(self, hidden: Tensor) -> Tensor:

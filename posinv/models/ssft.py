@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from posinv.augment.views import Perturbation
 from posinv.errors import InputError
-from posinv.lengths import valid_mask
 from posinv.losses import SSLMSE, ContrastiveIDM
 from posinv.losses.functional import effective_rank, frame_distance
 from posinv.softdtw import SoftDTWLoss
-from posinv.ssl.upstream import SSLUpstream, check_layer, extract, hop, load_config
+from posinv.ssl.load import check_layer, hop, load_config
+from posinv.ssl.upstream import SSLUpstream
 
 LOSSES = ("soft_dtw", "mse")
 
@@ -163,14 +163,10 @@ class SSFTModel(nn.Module):
 
     def features(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the aligned layer's features ``(B, F, D)``, zero past the frames ``(B,)``."""
-        output, frames = extract(self.upstream.model, waves, lengths, self.upstream.normalize)
-        hidden = output.hidden_states[self.layer]
-        return hidden.masked_fill(
-            ~valid_mask(frames, hidden.size(1), hidden.device)[:, :, None], 0.0
-        ), frames
+        return self.upstream(waves, lengths, layer=self.layer)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write the tuned SSL model, without the projection; see ``posinv.ssl.upstream``."""
+        """Write the tuned SSL model, without the projection; see ``posinv.ssl.load``."""
         self.upstream.save_pretrained(directory)
 
     def _check_lengths(self, lengths: Tensor, utt_id: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from posinv.espnet.tasks.enh import EnhancementTask
 from posinv.espnet.tasks.pretrain import PretrainTask
 from posinv.espnet.tasks.ssft import SSFTTask
 from posinv.report.curves import read_epochs
-from posinv.ssl.upstream import frame_lengths, load_config
+from posinv.ssl.load import frame_lengths, load_config
 
 TASKS = {"enh": EnhancementTask, "ssft": SSFTTask, "asr": ASRTask, "pretrain": PretrainTask}
 TYPES = {

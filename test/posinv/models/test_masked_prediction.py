@@ -18,7 +18,8 @@ from posinv.data.units import assign_units, learn_units, load_units_model, mfcc_
 from posinv.errors import InputError
 from posinv.espnet.tasks.pretrain import PretrainTask
 from posinv.models.masked_prediction import MaskedPredictionModel, draw_time_mask
-from posinv.ssl.upstream import SSLUpstream, frame_lengths
+from posinv.ssl.load import frame_lengths
+from posinv.ssl.upstream import SSLUpstream
 
 TINY = {
     "hidden_size": 16,

@@ -1,0 +1,360 @@
+"""The forward of an SSL model over a padded batch in which padding changes nothing.
+
+Zero-padding a batch changes what ``transformers`` gives for each utterance: Base models normalise
+their first convolution over time (group norm), and every model's positional convolution and
+attention see the padding. :func:`extract` calls the model's own modules, with the lengths at hand,
+so that each utterance gets what it gets alone. Nothing of the model changes meanwhile: threads may
+share it, and what gradient checkpointing computes again is what was computed first.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+
+from posinv.errors import InputError
+from posinv.lengths import Lengths, checked_lengths, valid_mask
+from posinv.ssl.load import check_layer, frame_lengths, hop, min_samples, norm_is_last
+
+
+def extract(
+    model: PreTrainedModel,
+    waves: Tensor,
+    lengths: Lengths,
+    normalize: bool = False,
+    time_mask: Tensor | None = None,
+    layer: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return an SSL model's hidden states of a padded batch, each utterance's as it has them alone.
+
+    Dropout is on where modules are in training mode; layer drop and SpecAugment stay off.
+
+    Args:
+        model: A model of :data:`~posinv.ssl.load.MODEL_TYPES`.
+        waves: (B, T) floating point, which is brought to the model's own; samples past an
+            utterance's length are not read.
+        lengths: (B,) int, in samples; on the CPU, a GPU is not waited for.
+        normalize: Bring each utterance to zero mean and unit variance over its true length.
+        time_mask: (B, F) bool, frames that get the model's mask embedding (masked prediction).
+        layer: 0 to L, or -1 for the last: that hidden state alone, and no layer above it is
+            computed. None for all.
+
+    Returns:
+        ``(B, F, D)``, or ``(L + 1, B, F, D)`` for all, zero past an utterance's end, F the longest
+        utterance's frames; ``[i]`` is what ``transformers`` calls ``hidden_states[i]``. And the
+        frame lengths (B,), where ``lengths`` are.
+
+    Raises:
+        InputError: Other shapes or types, a layer out of range, an utterance of less than one
+            frame, a length that exceeds T, or a mask for a model without mask embedding.
+    """
+    config = model.config
+    last = check_layer(config, layer)
+    samples = _checked_samples(config, waves, lengths)
+    waves = _prepared(waves, samples, normalize, model.dtype)
+    frames = frame_lengths(config, samples)
+    x = _convolve(model, waves, samples)  # B, F, C
+    valid = valid_mask(frames, x.size(1), x.device)
+    x = model.feature_projection(x)
+    if isinstance(x, tuple):
+        x = x[0]
+    if time_mask is not None:
+        x = _masked(model, x, time_mask)
+
+    states = (
+        state.masked_fill(~valid[:, :, None], 0.0)
+        for state in _hidden_states(model, x, valid, last)
+    )
+    hidden = torch.stack(list(states)) if layer is None else deque(states, maxlen=1).pop()
+    return hidden, frames.to(lengths.device) if isinstance(lengths, Tensor) else frames
+
+
+def model_output(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return a model's output ``(B, F, D)``, ``last_hidden_state``, from its last hidden state.
+
+    They differ in Large models, whose encoder ends in a layer norm.
+    """
+    return model.encoder.layer_norm(hidden) if norm_is_last(model.config) else hidden
+
+
+def _checked_samples(config: PreTrainedConfig, waves: Tensor, lengths: Lengths) -> Tensor:
+    """Return the lengths on the CPU."""
+    if not (isinstance(waves, Tensor) and waves.is_floating_point() and waves.dim() == 2):
+        given = (
+            f"{waves.dtype} of shape {tuple(waves.shape)}"
+            if isinstance(waves, Tensor)
+            else type(waves).__name__
+        )
+        raise InputError(f"waves must be a floating-point tensor of shape (B, T), got {given}")
+    if not len(waves):
+        raise InputError("waves must have at least one utterance, got shape (0, T)")
+    if isinstance(lengths, Tensor):
+        lengths = lengths.cpu()
+    samples = checked_lengths("lengths", lengths, len(waves), waves.size(1), waves)
+    for index, length in enumerate(samples.tolist()):
+        if length < min_samples(config):
+            raise InputError(
+                f"utterance {index} of the batch has {length} samples, less than the "
+                f"{min_samples(config)} of one SSL frame; leave out or join such short utterances"
+            )
+    return samples
+
+
+def _prepared(waves: Tensor, samples: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
+    """Return the waveforms as the model takes them, zero past their lengths."""
+    waves = waves[:, : int(samples.max())]
+    valid = valid_mask(samples, waves.size(1), waves.device)  # B, T
+    waves = waves.masked_fill(~valid, 0.0)
+    if normalize:
+        waves = _normalize(waves.to(torch.promote_types(waves.dtype, torch.float32)), valid)
+    return waves.to(dtype)
+
+
+def _normalize(waves: Tensor, valid: Tensor) -> Tensor:
+    """Zero mean and unit variance as ``Wav2Vec2FeatureExtractor`` has them; ``waves`` 0-padded."""
+    count = valid.sum(1, keepdim=True)
+    centred = (waves - waves.sum(1, keepdim=True) / count) * valid
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred / (variance + 1e-7).sqrt()
+
+
+def _masked(model: PreTrainedModel, x: Tensor, time_mask: Tensor) -> Tensor:
+    if time_mask.shape != x.shape[:2]:
+        raise InputError(
+            f"time_mask must be {tuple(x.shape[:2])}, got shape {tuple(time_mask.shape)}"
+        )
+    if not hasattr(model, "masked_spec_embed"):
+        raise InputError("time_mask: this SSL model has no mask embedding")
+    return torch.where(time_mask[:, :, None], model.masked_spec_embed.to(x.dtype), x)
+
+
+def _call(layer: GradientCheckpointingLayer, forward: Callable, x: Tensor, *args: Tensor) -> object:
+    """Call a layer of ``transformers``, or our own forward of it, under gradient checkpointing.
+
+    Args:
+        layer: The layer.
+        forward: It, or a function that does its work.
+        x: Its input.
+        args: The function's other arguments.
+    """
+    checkpoints = layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()
+    if checkpoints and not x.requires_grad and any(p.requires_grad for p in layer.parameters()):
+        # Re-entrant checkpointing gives the parameters a gradient only if the input takes one.
+        x = x.detach().requires_grad_()
+    if checkpoints and forward is not layer:
+        return layer._gradient_checkpointing_func(forward, x, *args)
+    return forward(x, *args)
+
+
+def _convolve(model: PreTrainedModel, waves: Tensor, samples: Tensor) -> Tensor:
+    """Return the convolutions' features (B, F, C) of zero-padded waveforms (B, T).
+
+    Where no gradient goes through them, one utterance goes after the other: no time goes into
+    padding. Otherwise, where that takes longer for small models on several threads, the batch goes
+    at once, and group norm alone takes one utterance after the other.
+    """
+    extractor = model.feature_extractor
+    learns = waves.requires_grad or any(p.requires_grad for p in extractor.parameters())
+    if not (learns and torch.is_grad_enabled()):
+        with torch.no_grad():
+            features = [
+                _convolve_alone(model, wave[None, :length])[0].mT
+                for wave, length in zip(waves, samples.tolist(), strict=True)
+            ]
+        return nn.utils.rnn.pad_sequence(features, batch_first=True)
+    x = waves[:, None]
+    for layer in extractor.conv_layers:
+        forward = layer
+        if _has_group_norm(layer):
+            kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
+            counts = ((samples - kernel).div(stride, rounding_mode="floor") + 1).tolist()
+            forward = partial(_normalised_alone, layer, counts)
+        x = _call(layer, forward, x)
+    return x.mT
+
+
+def _has_group_norm(layer: nn.Module) -> bool:
+    """Whether it is the first convolution of a Base model."""
+    return isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
+
+
+def _normalised_alone(layer: nn.Module, counts: Sequence[int], x: Tensor) -> Tensor:
+    """Do the first layer of a Base model, its group norm over each utterance's own frames.
+
+    ``F.group_norm`` gives exactly what the utterance gets alone.
+
+    Args:
+        layer: The layer.
+        counts: (B,) frames of its convolution that utterances have.
+        x: (B, 1, T).
+    """
+    x, norm = layer.conv(x), layer.layer_norm
+    x = torch.cat(
+        [
+            F.pad(
+                F.group_norm(one[None, :, :n], norm.num_groups, norm.weight, norm.bias, norm.eps),
+                (0, x.size(2) - n),
+            )
+            for one, n in zip(x, counts, strict=True)
+        ]
+    )
+    return layer.activation(x)
+
+
+# What of the first convolution's output a CPU makes at a time. Larger tensors come fresh from the
+# system, each time; for HuBERT-Base that takes a third of all the convolutions' time.
+_PIECE_BYTES = 8 * 2**20
+
+
+def _convolve_alone(model: PreTrainedModel, wave: Tensor) -> Tensor:
+    """Return the convolutions' features (1, C, F) of one utterance (1, T), without gradient."""
+    config, layers = model.config, list(model.feature_extractor.conv_layers)
+    kernel, stride = config.conv_kernel[0], config.conv_stride[0]
+    rows = hop(config) // stride  # of the first convolution's output, to a frame
+    frames = max(1, _PIECE_BYTES // (4 * config.conv_dim[0] * rows))
+    pieces = _pieces(wave, frames, hop(config), min_samples(config))
+    if wave.device.type != "cpu" or len(pieces) == 1:
+        pieces = [wave]
+    elif _has_group_norm(layers[0]):
+        layers[0] = _normalised_over(layers[0], _pieces(wave, frames * rows, stride, kernel))
+    features = []
+    for piece in pieces:
+        x = piece[:, None]
+        for layer in layers:
+            x = layer(x)
+        features.append(x)
+    return torch.cat(features, dim=2)
+
+
+def _pieces(wave: Tensor, outputs: int, stride: int, field: int) -> list[Tensor]:
+    """Cut (1, T) into what gives so many outputs each, of ``field`` samples every ``stride``."""
+    count = (wave.size(1) - field) // stride + 1
+    return [
+        wave[:, start * stride : (min(start + outputs, count) - 1) * stride + field]
+        for start in range(0, count, outputs)
+    ]
+
+
+def _normalised_over(layer: nn.Module, pieces: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return the first layer of a Base model, its group norm's statistics those of all pieces."""
+    norm = layer.layer_norm  # of as many groups as channels
+    counts, means, variances = [], [], []
+    for piece in pieces:
+        x = layer.conv(piece[:, None])[0]  # C, N
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        counts.append(x.size(1))
+        means.append(x.mean(1))
+        variances.append((x - means[-1][:, None]).square_().mean(1))  # torch.var: 20 times as long
+    share = torch.tensor(counts, dtype=x.dtype)[:, None] / sum(counts)
+    mean = (share * torch.stack(means)).sum(0)
+    within, between = torch.stack(variances), (torch.stack(means) - mean).square()
+    variance = (share * (within + between)).sum(0)
+    mean, variance = mean.to(norm.weight.dtype), variance.to(norm.weight.dtype)
+
+    def forward(x: Tensor) -> Tensor:
+        x = layer.conv(x)
+        x = F.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)
+        return layer.activation(x)
+
+    return forward
+
+
+def _hidden_states(model: PreTrainedModel, x: Tensor, valid: Tensor, last: int) -> Iterator[Tensor]:
+    """Give the hidden states (B, F, D) from 0 to ``last``, of projected features (B, F, D)."""
+    encoder = model.encoder
+    x = x.masked_fill(~valid[:, :, None], 0.0)
+    x = x + _position(encoder.pos_conv_embed, x, valid)
+    if not norm_is_last(model.config):
+        x = encoder.layer_norm(x)
+    x = encoder.dropout(x)
+    yield x
+    wavlm = model.config.model_type == "wavlm"
+    if wavlm:
+        size = x.size(1)
+        bias = encoder.layers[0].attention.compute_bias(size, size)  # H, F, F
+    else:
+        mask = _attention_mask(model.config, x, valid)
+    for layer in islice(encoder.layers, last):
+        if wavlm:
+            forward = partial(_wavlm_layer, layer, norm_is_last(model.config))
+            x = _call(layer, forward, x, bias, valid)
+        else:
+            x = _call(layer, layer, x, mask)
+        yield x
+
+
+def _position(embedding: nn.Module, x: Tensor, valid: Tensor) -> Tensor:
+    """Do the positional convolutions of (B, F, D), in front of each of which padding is zero."""
+    padding = ~valid[:, None]
+    x = x.mT
+    if hasattr(embedding, "layers"):  # data2vec-audio
+        for layer in embedding.layers:
+            x = layer(x.masked_fill(padding, 0.0))
+        return x.mT
+    if getattr(embedding, "batch_norm", None) is not None:
+        x = embedding.batch_norm(x).masked_fill(padding, 0.0)
+    return embedding.activation(embedding.padding(embedding.conv(x))).mT
+
+
+def _attention_mask(config: PreTrainedConfig, x: Tensor, valid: Tensor) -> Tensor | None:
+    """Return the layers' ``attention_mask``."""
+    if config._attn_implementation == "sdpa":
+        # That of transformers looks whether there is padding, which waits for a GPU.
+        return valid[:, None, None]
+    return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=valid)
+
+
+def _wavlm_layer(
+    layer: nn.Module, norm_first: bool, x: Tensor, bias: Tensor, valid: Tensor
+) -> Tensor:
+    """Do an encoder layer of WavLM.
+
+    Args:
+        layer: The layer.
+        norm_first: Whether layer norms come before attention and feed-forward, as in Large models.
+        x: (B, F, D).
+        bias: (H, F, F), the relative position bias.
+        valid: (B, F), true at valid frames.
+    """
+    if norm_first:
+        x = x + layer.dropout(_attend(layer.attention, layer.layer_norm(x), bias, valid))
+        return x + layer.feed_forward(layer.final_layer_norm(x))
+    x = layer.layer_norm(x + layer.dropout(_attend(layer.attention, x, bias, valid)))
+    return layer.final_layer_norm(x + layer.feed_forward(x))
+
+
+def _attend(attention: WavLMAttention, x: Tensor, bias: Tensor, valid: Tensor) -> Tensor:
+    """Do WavLM's self-attention (B, F, D) as the other families do theirs.
+
+    ``transformers`` puts frames before utterances, which PyTorch then projects frame by frame, and
+    keeps the heads' weights to average them.
+
+    Args:
+        attention: The module.
+        x: (B, F, D).
+        bias: (H, F, F), the relative position bias, which a gate scales at each frame.
+        valid: (B, F), true at valid frames.
+    """
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)  # B, H, F, D / H
+
+    gates = attention.gru_rel_pos_linear(heads(x)).unflatten(3, (2, 4)).sum(4)
+    a, b = gates.sigmoid().chunk(2, dim=3)  # B, H, F, 1
+    bias = (a * (b * attention.gru_rel_pos_const - 1.0) + 2.0) * bias
+    bias = bias.masked_fill(~valid[:, None, None], -math.inf)
+    q, k, v = (
+        heads(project(x)) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    dropout = attention.dropout if attention.training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout)
+    return attention.out_proj(out.transpose(1, 2).flatten(2))
