@@ -71,6 +71,12 @@ def valid_mask(lengths: Tensor, size: int, device: torch.device | None = None) -
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def zero_beyond(x: Tensor, lengths: Tensor) -> Tensor:
+    """Return ``x`` ``(B, ..., T)`` with zeros from each of ``lengths`` ``(B,)`` on, NaN or not."""
+    beyond = ~valid_mask(lengths, x.shape[-1], x.device)
+    return x.masked_fill(beyond.view(len(x), *[1] * (x.dim() - 2), x.shape[-1]), 0.0)
+
+
 def index_tensor(values: Sequence, device: torch.device) -> Tensor:
     """Return ``values`` as int64 on a device, without waiting for it.
 

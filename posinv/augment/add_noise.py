@@ -11,7 +11,7 @@ from posinv.augment.noise import FADE_SECONDS, seamless
 from posinv.data.audio import read_audio
 from posinv.data.tables import read_table
 from posinv.errors import InputError
-from posinv.lengths import index_tensor, valid_mask
+from posinv.lengths import index_tensor, zero_beyond
 
 
 class AddNoise:
@@ -64,8 +64,7 @@ class AddNoise:
             ratios.append(10 ** (state.choice(self.snrs) / 10))
         begin, size, offset = index_tensor([begins, sizes, offsets], waves.device)[..., None]
         place = begin + (offset + torch.arange(waves.size(1), device=waves.device)) % size  # B, T
-        mask = valid_mask(lengths, waves.size(1), waves.device)
-        speech, noise = waves * mask, self._noise[place] * mask
+        speech, noise = (zero_beyond(x, lengths) for x in (waves, self._noise[place]))
         energy = noise.square().sum(dim=1)
         ratios = torch.tensor(ratios).to(energy, non_blocking=True)
         wanted = speech.square().sum(dim=1) / ratios

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from posinv.augment.draws import random_state
 from posinv.augment.speed import resample
 from posinv.errors import InputError
-from posinv.lengths import index_tensor, valid_mask
+from posinv.lengths import index_tensor, zero_beyond
 
 
 class PitchShift:
@@ -43,8 +43,7 @@ class PitchShift:
             Waveforms ``(B, T)``, zero beyond their lengths, and the lengths.
         """
         drawn = [random_state(key, "pitch").choice(self.ratios) for key in keys]
-        mask = valid_mask(lengths, waves.size(1), waves.device)
-        out = waves * mask
+        out = zero_beyond(waves, lengths)
         for ratio in set(drawn) - {1}:
             rows = [b for b, other in enumerate(drawn) if other == ratio]
             rows = index_tensor(rows, out.device)
@@ -52,7 +51,7 @@ class PitchShift:
             chosen = F.pad(out.index_select(0, rows).double(), (_WINDOW, _WINDOW))
             shifted = resample(_stretch(chosen, ratio), ratio)[:, _WINDOW:]
             out = out.index_copy(0, rows, shifted[:, : out.size(1)].to(out.dtype))
-        return out * mask, lengths
+        return zero_beyond(out, lengths), lengths
 
 
 _WINDOW, _HOP = 1024, 256  # samples

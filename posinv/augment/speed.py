@@ -10,7 +10,7 @@ import torchaudio
 
 from posinv.augment.draws import random_state
 from posinv.errors import InputError
-from posinv.lengths import index_tensor, valid_mask
+from posinv.lengths import index_tensor, zero_beyond
 
 
 class SpeedPerturb:
@@ -43,7 +43,7 @@ class SpeedPerturb:
             math.ceil(length / factor) for length, factor in zip(old_lengths, drawn, strict=True)
         ]
         out = waves.new_zeros(len(drawn), max(new_lengths, default=0))
-        waves = waves * valid_mask(lengths, waves.size(1), waves.device)
+        waves = zero_beyond(waves, lengths)
         for factor in set(drawn):
             rows = [b for b, other in enumerate(drawn) if other == factor]
             longest = max(old_lengths[b] for b in rows)

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from posinv.data.checkpoint import read_checkpoint
 from posinv.errors import InputError
-from posinv.lengths import valid_mask
+from posinv.lengths import zero_beyond
 
 KERNEL_SIZE = 8
 ZERO_CROSSINGS = 56
@@ -110,7 +110,7 @@ class Demucs(nn.Module):
             The enhanced waveforms (B, T), zero beyond each length.
         """
         lengths_there, lengths = lengths.to(waves.device), lengths.cpu()
-        wave = _zero_beyond(waves, lengths)
+        wave = zero_beyond(waves, lengths)
         std = _std(wave, lengths_there)  # B, 1
         wave = wave / (FLOOR + std)
 
@@ -120,7 +120,7 @@ class Demucs(nn.Module):
         for _ in range(self.resample // 2):
             wave = self._upsample(wave)
             extents = 2 * extents
-            wave = _zero_beyond(wave, extents)
+            wave = zero_beyond(wave, extents)
 
         # `extents` is what an utterance alone would have at each point. Beyond it there are
         # sums of biases; they reach back into it in the decoder and the resampling only.
@@ -133,17 +133,17 @@ class Demucs(nn.Module):
         x = self.lstm(x, extents)
         for block in self.decoder:
             x = x + skips.pop()[..., : x.shape[-1]]
-            x = _zero_beyond(block[:2](x), extents)
+            x = zero_beyond(block[:2](x), extents)
             x = block[2:](x)
             extents = (extents - 1) * self.stride + KERNEL_SIZE
-        wave = _zero_beyond(x.squeeze(1), extents)
+        wave = zero_beyond(x.squeeze(1), extents)
 
         for _ in range(self.resample // 2):
             wave = self._downsample(wave)
             extents = (extents + 1) // 2
-            wave = _zero_beyond(wave, extents)
+            wave = zero_beyond(wave, extents)
         wave = F.pad(wave, (0, waves.shape[-1] - wave.shape[-1]))
-        return _zero_beyond(std * wave, lengths)
+        return zero_beyond(std * wave, lengths)
 
     def _padded_lengths(self, lengths: Tensor) -> Tensor:
         """Shortest lengths, (B,), at which no convolution leaves samples over."""
@@ -234,16 +234,10 @@ def _std(wave: Tensor, lengths: Tensor) -> Tensor:
     """Standard deviation (unbiased) of zero-padded waveforms, (B, 1); 0 for one sample."""
     lengths = lengths.unsqueeze(1)
     mean = wave.sum(dim=1, keepdim=True) / lengths
-    deviation = _zero_beyond(wave - mean, lengths.squeeze(1))
+    deviation = zero_beyond(wave - mean, lengths.squeeze(1))
     variance = deviation.square().sum(dim=1, keepdim=True) / (lengths - 1).clamp(min=1)
     # The square root has no gradient at 0.
     return torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
-
-
-def _zero_beyond(x: Tensor, lengths: Tensor) -> Tensor:
-    """`x`, (B, ..., T), with zeros from each length on."""
-    beyond = ~valid_mask(lengths, x.shape[-1], x.device)
-    return x.masked_fill(beyond if x.dim() == 2 else beyond.unsqueeze(1), 0.0)
 
 
 def _ceil_div(a: Tensor, b: int) -> Tensor:

@@ -466,3 +466,12 @@ def test_perturbation_on_a_gpu_is_that_on_the_cpu(noise_scp):
         if device == "cuda":
             on_gpu = out.cpu()
     torch.testing.assert_close(on_gpu, out, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda: SpeedPerturb([0.9]), lambda: PitchShift([2])])
+def test_padding_is_not_read(make):
+    waves, lengths = tone(440, 4000).repeat(2, 1), torch.tensor([4000, 2500])
+    expected, _ = make()(waves, lengths, ["a", "b"])
+    waves[1, 2500:] = math.nan
+    found, _ = make()(waves, lengths, ["a", "b"])
+    assert torch.equal(found, expected)
