@@ -142,6 +142,10 @@ def test_first_python_that_runs_is_taken(checkout):
     checkout.installed()
     base = Path(sys._base_executable)
     assert f"venv --quiet --clear --python {base} " in checkout.calls.read_text()
+    checkout.python("python3.12", GOOD)
+    checkout.python("python3", '#!/usr/bin/env bash\n: > "$HOME/asked"\n' + GOOD)
+    checkout.installed("--clean")
+    assert not (checkout.top / "home" / "asked").exists()
 
 
 def test_pyenv_versions(checkout):
@@ -218,6 +222,9 @@ def test_failed_installation_is_not_taken_for_whole(checkout):
     error = checkout.fails(status=2, says="some package is broken")
     assert "tools/setup.log): run this again; if that does not help, with --clean" in error
     checkout.installed()
+    with (checkout.root / "setup.cfg").open("a") as file:
+        file.write("# changed\n")
+    checkout.fails(status=2)  # what was whole is so no longer
 
 
 def test_own_torch(checkout):
