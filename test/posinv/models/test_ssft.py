@@ -280,7 +280,8 @@ def test_frozen_layers_build_no_graph_and_have_no_dropout(laser):
         )
 
     encoder = laser.upstream.model.encoder
-    laser.upstream.model.feature_extractor.register_forward_hook(note("convolutions"))
+    convolutions = laser.upstream.model.feature_extractor.conv_layers[-1]
+    convolutions.register_forward_hook(note("convolutions"))
     laser.upstream.model.feature_projection.register_forward_hook(note("projection"))
     for i, layer in enumerate(encoder.layers):
         layer.register_forward_hook(note(i))
