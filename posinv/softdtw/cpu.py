@@ -26,9 +26,12 @@ packed cost, and then replaced, diagonal by diagonal, by the alignment. A thread
 the same in turn: results do not depend on the number of threads.
 """
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Timer
 
 import numba
 import numpy as np
@@ -37,16 +40,40 @@ from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+_log = logging.getLogger(__name__)
+
 _UNREACHABLE = 1e300  # for gamma = 0, the accumulated cost outside the band
 _LANES = 16  # diagonals are padded to a multiple: a cache line, the widest vector of float32
 _BLOCK = 512  # cells of a diagonal processed together: scratch and diagonals stay in the L1 cache
 _PART = _BLOCK + 16  # cells from one part of the scratch to the next, not a multiple of a page
 _EDGE = 2  # columns before row 0 in the arrays that hold three diagonals
 
+_SILENT_SECONDS = 3.0  # of a first call, before it says that it compiles
+
 _CELLS_A_THREAD = 150_000  # fewer are done before a thread has started
 _CELLS_A_HALF = 300_000  # fewer are done before two threads have waited for each other
 
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+
+
+def _probe() -> None:
+    pass
+
+
+def _can_cache() -> bool:
+    """Whether numba finds a folder for its compiled code; it looks when it wraps a function."""
+    try:
+        numba.njit(cache=True)(_probe)
+    except RuntimeError:
+        _log.warning(
+            "soft-DTW is compiled anew in every process: numba can write neither beside %s nor in "
+            "the home folder; set NUMBA_CACHE_DIR to a folder that can be written",
+            __file__,
+        )
+        return False
+    return True
+
+
+_jit = numba.njit(cache=_can_cache(), nogil=True, error_model="numpy", fastmath={"contract"})
 
 _SAME_SIZE = {
     types.float32: types.int32,
@@ -649,6 +676,26 @@ def _in_halves(
     return value
 
 
+_compiled: set[tuple] = set()  # what has run in this process
+
+
+@contextmanager
+def _telling_of_compilation(*variant: object) -> Iterator[None]:
+    """Say so if the first call of a variant takes long, as it does where numba compiles it."""
+    if variant in _compiled:
+        yield
+        return
+    message = "compiling soft-DTW for this processor: a minute on a slow machine, then kept"
+    timer = Timer(_SILENT_SECONDS, _log.warning, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    _compiled.add(variant)
+
+
 def align(
     cost: Tensor,
     x_lengths: Tensor,
@@ -689,7 +736,10 @@ def align(
             )
 
     # Not numba's own threads: they share an OpenMP runtime with torch and change its settings.
-    with ThreadPoolExecutor(2 * workers if in_halves else workers) as pool:
+    with (
+        _telling_of_compilation(cost.dtype, in_halves),
+        ThreadPoolExecutor(2 * workers if in_halves else workers) as pool,
+    ):
         others = [pool.submit(share, worker, pool) for worker in range(1, workers)]
         share(0, pool)
         for other in others:

@@ -117,3 +117,19 @@ def test_a_second_process_does_not_compile():
     messages()
     again = messages()
     assert "data loaded" in again and "saved" not in again
+
+
+def test_without_a_folder_for_compiled_code_it_works_and_says_so(tmp_path):
+    code = """
+import numba.core.caching as caching
+caching.CacheImpl._locator_classes = []
+import torch
+from posinv.softdtw import cpu, soft_dtw
+cpu._SILENT_SECONDS = 0.01
+print(soft_dtw(torch.ones(1, 1, 1)).item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1.0\n"
+    assert done.stderr.count("set NUMBA_CACHE_DIR to a folder that can be written") == 1
+    assert done.stderr.count("compiling soft-DTW for this processor") == 1
