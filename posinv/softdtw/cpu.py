@@ -54,7 +54,6 @@ _CELLS_A_THREAD = 150_000  # fewer are done before a thread has started
 _CELLS_A_HALF = 300_000  # fewer are done before two threads have waited for each other
 
 
-
 def _probe() -> None:
     pass
 
