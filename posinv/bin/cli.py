@@ -1,7 +1,6 @@
 """What posinv's commands share: how they end, and the options that several take."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +23,6 @@ def run(main: Callable[[], object]) -> None:
         message = " ".join(str(error).split())
         print(f"{command}: error: {message}", file=sys.stderr)
         sys.exit(1)
-
-
-def script() -> None:
-    """Run the command that a console script is named for: ``posinv-enhance`` runs ``enhance``."""
-    name = Path(sys.argv[0]).name.removeprefix("posinv-").replace("-", "_")
-    run(importlib.import_module(f"posinv.bin.{name}").main)
 
 
 def corpus_parser(
