@@ -72,7 +72,7 @@ def valid_mask(lengths: Tensor, size: int, device: torch.device | None = None) -
 
 
 def zero_beyond(x: Tensor, lengths: Tensor) -> Tensor:
-    """Return ``x`` ``(B, ..., T)`` with zeros from each of ``lengths`` ``(B,)`` on, NaN or not."""
+    """Return ``x (B, ..., T)`` with its padding, NaN included, replaced by zeros."""
     beyond = ~valid_mask(lengths, x.shape[-1], x.device)
     return x.masked_fill(beyond.view(len(x), *[1] * (x.dim() - 2), x.shape[-1]), 0.0)
 

@@ -129,8 +129,8 @@ EOF
     fi
 }
 
-# find_python: set $base to the first Python on the PATH, or of pyenv's, that is usable, or to
-# nothing; $why then says why the first python3 is not.
+# find_python: set $base to the first usable Python on the PATH or in pyenv's versions. If there is
+# none, $base is empty, and $why says what is wrong with the first python3.
 find_python() {
     local name candidate
     local -a candidates=()

@@ -1,4 +1,4 @@
-"""posinv's classes in ESPnet's tables, where the names in a YAML file find them."""
+"""Registration of posinv's classes in ESPnet's tables, so that YAML files can name them."""
 
 import sys
 

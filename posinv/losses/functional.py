@@ -34,13 +34,7 @@ def ssl_mse(x: Tensor, y: Tensor, lengths: Lengths | None = None) -> Tensor:
     Raises:
         InputError: shapes or lengths that do not fit.
     """
-    if x.shape != y.shape:
-        raise InputError(
-            f"ssl_mse: x and y must both be (B, F, D), got shapes {tuple(x.shape)} and "
-            f"{tuple(y.shape)}"
-        )
-    x, lengths = _features("ssl_mse", "x", x, "lengths", lengths)
-    y, _ = _features("ssl_mse", "y", y, "lengths", lengths)
+    x, y, lengths = _pair("ssl_mse", x, y, lengths)
     return (x - y).square().sum(dim=(1, 2)) / on_device(lengths, x.shape[1], x.device)
 
 
@@ -151,13 +145,7 @@ def ssl_xcorr(
         InputError: an option out of range, or shapes or lengths that do not fit.
     """
     check_xcorr("ssl_xcorr", max_lag, temperature)
-    if x.shape != y.shape:
-        raise InputError(
-            f"ssl_xcorr: x and y must both be (B, F, D), got shapes {tuple(x.shape)} and "
-            f"{tuple(y.shape)}"
-        )
-    x, lengths = _features("ssl_xcorr", "x", x, "lengths", lengths)
-    y, _ = _features("ssl_xcorr", "y", y, "lengths", lengths)
+    x, y, lengths = _pair("ssl_xcorr", x, y, lengths)
     x, y = F.normalize(x, dim=2), F.normalize(y, dim=2)
     lengths = on_device(lengths, x.shape[1], x.device)
     similarities = []
@@ -238,8 +226,8 @@ def check_idm(name: str, margin: float, window: int) -> None:
 def frame_distance(x: Tensor, lengths: Lengths | None = None) -> Tensor:
     """Mean Euclidean distance of an utterance's L2-normalised frames, pair by pair.
 
-    It falls to 0 as a representation collapses. Soft-DTW alone is lowest where all frames are the
-    same vector.
+    It is 0 for a collapsed representation: all frames the same vector, where soft-DTW alone is
+    lowest.
 
     Args:
         x: (B, F, D) features.
@@ -265,7 +253,7 @@ def effective_rank(x: Tensor, lengths: Lengths | None = None) -> Tensor:
     """Effective rank of an utterance's L2-normalised frames.
 
     The exponential of the entropy of the normalised singular values (Roy & Vetterli, *The
-    Effective Rank*, EUSIPCO 2007). It falls to 1 as a representation collapses.
+    Effective Rank*, EUSIPCO 2007). It is 1 for a collapsed representation.
 
     Args:
         x: (B, F, D) features.
@@ -284,6 +272,20 @@ def effective_rank(x: Tensor, lengths: Lengths | None = None) -> Tensor:
         share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
         ranks.append(torch.special.entr(share).sum().exp())
     return torch.stack(ranks)
+
+
+def _pair(
+    name: str, x: Tensor, y: Tensor, lengths: Lengths | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return two sequences of the same lengths, and these, as :func:`_features` does one."""
+    if x.shape != y.shape:
+        raise InputError(
+            f"{name}: x and y must both be (B, F, D), got shapes {tuple(x.shape)} and "
+            f"{tuple(y.shape)}"
+        )
+    x, lengths = _features(name, "x", x, "lengths", lengths)
+    y, _ = _features(name, "y", y, "lengths", lengths)
+    return x, y, lengths
 
 
 def _features(
