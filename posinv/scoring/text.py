@@ -21,7 +21,7 @@ Unit = Literal["word", "phone", "char"]
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """Edit errors of a corpus: substitutions, insertions and deletions, and reference tokens."""
+    """Counts over a corpus: substitutions, insertions, deletions, and reference tokens."""
 
     sub: int
     ins: int

@@ -256,7 +256,7 @@ def test_own_torch(checkout):
 
 
 def test_folder_that_cannot_be_written():
-    # Root may write anywhere, and pytest's own folders cannot be entered by anyone else.
+    # As another user: root may write to any folder. That user cannot enter pytest's folders.
     with tempfile.TemporaryDirectory() as top:
         Path(top).chmod(0o755)
         checkout = Checkout(Path(top))
@@ -309,7 +309,7 @@ def test_python_versions_agree():
 
 
 def test_package_page():
-    """Its links must work on the index's page; its example must run."""
+    """PACKAGE.md: all links are absolute, as the package index needs, and the example runs."""
     text = (ROOT / "PACKAGE.md").read_text()
     targets = re.findall(r"\]\(([^)]*)\)", text)
     assert targets
@@ -321,7 +321,7 @@ def test_package_page():
 
 
 def test_path_sh(tmp_path):
-    """Set-up runs where there is none, after a change of the pins, and after a move."""
+    """path.sh runs set-up if there is none yet, if the pins changed, and if the checkout moved."""
     tools = tmp_path / "a checkout" / "tools"
     recipe = tools.parent / "egs" / "corpus" / "task"
     recipe.mkdir(parents=True)
