@@ -24,7 +24,7 @@ from tiny_ssl import TINY_SSL
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from posinv.corpora.demand import SEEN, UNSEEN
-from posinv.models.demucs import DemucsSeparator
+from posinv.espnet.separator import DemucsSeparator
 from posinv.report.results import BEGIN, END
 
 ROOT = Path(__file__).resolve().parents[2]
