@@ -28,7 +28,7 @@ link() {  # link TARGET NAME
 
 mkdir -p "$recipe"
 cd "$recipe"
-for file in db.sh lib.sh path.sh stages.sh superb.sh; do
+for file in cmd.sh db.sh path.sh scripts; do
     link "../../TEMPLATE/$file" "$file"
 done
 for script in "$template"/*.sh; do

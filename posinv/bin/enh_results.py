@@ -21,7 +21,7 @@ def main() -> None:
         help="rows of the tables, in order",
     )
     parser.add_argument(
-        "--se_sets",
+        "--enh_sets",
         type=names,
         required=True,
         help="test sets over which SI-SDR, STOI and PESQ are averaged, one argument: 'A B'",
@@ -35,7 +35,7 @@ def main() -> None:
         systems[system] = label or system
     published = Published.read(args.published)
     tables = enhancement_report(
-        args.expdir, systems, args.sets, args.se_sets, args.seeds, published
+        args.expdir, systems, args.sets, args.enh_sets, args.seeds, published
     )
     publish(tables, args)
 

@@ -23,18 +23,18 @@ def enhancement_report(
     expdir: Path | str,
     systems: Mapping[str, str],
     sets: Sequence[str],
-    se_sets: Sequence[str],
+    enh_sets: Sequence[str],
     seeds: Sequence[str],
     published: Published = NONE_PUBLISHED,
 ) -> str:
-    """Tables of a speech enhancement recipe: PER and WER of each set, then SE metrics.
+    """Tables of a speech enhancement recipe: PER and WER of each set, then signal measures.
 
     Args:
         expdir: with ``seed<seed>/<system>/superb/{pr,asr}/best/decode/scores.json`` and
             ``seed<seed>/<system>/enhanced/scores.json``.
         systems: labels of the rows, by system.
         sets: test sets of the error rates.
-        se_sets: test sets over which SI-SDR, STOI and PESQ are averaged.
+        enh_sets: test sets over which SI-SDR, STOI and PESQ are averaged.
         seeds: random seeds.
         published: error rates of others, to stand beside.
 
@@ -66,7 +66,7 @@ def enhancement_report(
     for system, label in systems.items():
         row = [label]
         of_seeds = [
-            list(read_scores(path, se_sets, metrics).values())
+            list(read_scores(path, enh_sets, metrics).values())
             for path in scores_of_seeds(expdir, seeds, system, "enhanced")
         ]
         for metric, (name, decimals) in METRICS.items():
@@ -79,7 +79,7 @@ def enhancement_report(
         rows.append(row)
     header = ["system", *(name for name, _ in METRICS.values())]
     table = markdown_table(header, rows)
-    parts.append(f"Enhancement, mean of {' and '.join(se_sets)}, {over}:\n\n{table}")
+    parts.append(f"Enhancement, mean of {' and '.join(enh_sets)}, {over}:\n\n{table}")
     if notes:
         parts.append(f"Utterances left out, as their score is undefined: {'; '.join(notes)}.\n")
     return "\n".join(parts)

@@ -2,6 +2,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from tiny_ssl import TINY_SSL
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "egs" / "TEMPLATE" / "scripts"
 # What makes the recipes' own configurations so small that nothing is learned.
 HEAD = {
     "preencoder_conf": {"input_size": 32, "output_size": 16},
@@ -17,7 +19,7 @@ HEAD = {
 SEPARATOR = {"separator_conf": {"hidden": 4, "depth": 2}}
 TOY = {
     "ssl": {"ssl_conf": TINY_SSL},
-    "se": SEPARATOR,
+    "enh": SEPARATOR,
     "finetune": {},
     "ssft": {
         "model_conf": {"projection_size": 16},
@@ -103,3 +105,23 @@ def recipe(checkout):
 def shrink_config():
     """The function that makes a configuration small."""
     return shrink
+
+
+@pytest.fixture
+def bash(tmp_path):
+    """Run a script in a folder with a space in its name; $scripts are the recipes' scripts."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "path.sh").write_text(
+        f"export PATH='{Path(sys.executable).parent}':$PATH PYTHONPATH='{ROOT}'\n"
+    )
+
+    def command(script, *args):
+        text = f"set -euo pipefail\nscripts='{SCRIPTS}'\n{script}"
+        return ["bash", "-c", text, "recipe", *map(str, args)]
+
+    def run(script, *args):
+        return subprocess.run(command(script, *args), cwd=folder, text=True, capture_output=True)
+
+    run.command, run.folder = command, folder
+    return run

@@ -1,4 +1,4 @@
-"""The SE recipes, whole, at toy size, through their own run.sh."""
+"""The enhancement recipes, whole, at toy size, through their own run.sh."""
 
 import json
 import os
@@ -13,15 +13,11 @@ import pytest
 import soundfile
 import torch
 
-MINI = ["--local_data_opts", "--minutes 1 --dev_minutes 0.1 --test_minutes 0.15"]
-SYSTEMS = [
-    "noisy input",
-    "SE before fine-tuning",
-    "ssl_mse",
-    "ssl_mse_pad",
-    "ssl_softdtw",
-    "ssl_xcorr",
+MINI = [
+    *("--local_data_opts", "--minutes 1 --dev_minutes 0.1 --test_minutes 0.15"),
+    *("--ssl_units", 10, "--criteria", "ssl_mse ssl_softdtw"),
 ]
+SYSTEMS = ["noisy input", "before fine-tuning", "ssl_mse", "ssl_softdtw"]
 SETS = ["clean", "seen", "unseen", "shift", "rate"]
 
 
@@ -29,7 +25,7 @@ SETS = ["clean", "seen", "unseen", "shift", "rate"]
 def mini(recipe):
     """The mini recipe after a whole run."""
     mini = recipe("mini/enh1")
-    done = mini.run(*MINI, "--ssl_units", 10)
+    done = mini.run(*MINI)
     assert done.returncode == 0, done.stdout + done.stderr
     return mini, done.stdout
 
@@ -42,7 +38,9 @@ def test_table(mini):
     for name in [*SETS, "SI-SDR", "STOI", "PESQ"]:
         assert any(name in row for row in rows)
     text = (recipe.dir / "RESULTS.md").read_text()
-    assert text.startswith("# mini: SE fine-tuned through a small SSL model, synthetic speech\n")
+    assert text.startswith(
+        "# mini: enhancement fine-tuned through a small SSL model, synthetic speech\n"
+    )
 
 
 def test_one_line_a_stage_with_its_time(mini):
@@ -52,7 +50,7 @@ def test_one_line_a_stage_with_its_time(mini):
 
 def test_every_test_set_is_scored(mini):
     recipe, _ = mini
-    for system in ("noisy", "se", "ssl_softdtw"):
+    for system in ("noisy", "enh", "ssl_softdtw"):
         for task in ("pr", "asr"):
             best = recipe.dir / "exp" / "seed1" / system / "superb" / task / "best"
             assert set(json.loads((best / "decode" / "scores.json").read_text())) == {
@@ -62,19 +60,19 @@ def test_every_test_set_is_scored(mini):
 
 def test_second_run_keeps_what_is_there_and_says_so(mini):
     recipe, _ = mini
-    checkpoint = recipe.dir / "exp" / "se" / "1epoch.pth"
+    checkpoint = recipe.dir / "exp" / "enh" / "1epoch.pth"
     before = checkpoint.stat().st_mtime_ns
     done = recipe.run("--stage", 5, "--stop_stage", 5)
     assert done.returncode == 0, done.stderr
-    assert "exp/se: finished already, by this command from these inputs: kept" in done.stdout
+    assert "exp/enh: finished already, by this command from these inputs: kept" in done.stdout
     assert checkpoint.stat().st_mtime_ns == before
 
 
 def test_other_options_in_the_same_directory_are_refused(mini):
     recipe, _ = mini
-    done = recipe.run("--stage", 5, "--stop_stage", 5, "--se_config", "conf/finetune.yaml")
+    done = recipe.run("--stage", 5, "--stop_stage", 5, "--enh_config", "conf/finetune.yaml")
     assert done.returncode != 0
-    assert "exp/se was made by another command or from other inputs" in done.stderr
+    assert "exp/enh was made by another command or from other inputs" in done.stderr
 
 
 def test_checkpoint_of_another_shape(mini):
@@ -86,19 +84,19 @@ def test_checkpoint_of_another_shape(mini):
         5,
         "--expdir",
         "exp other",
-        "--se_checkpoint",
+        "--enh_checkpoint",
         "exp/seed1/noisy/superb/pr/best/valid.cer_ctc.best.pth",
     )
     assert done.returncode != 0
-    assert "exp other/se/import.log" in done.stderr
+    assert "exp other/enh/import.log" in done.stderr
     assert "enh_import: error: " in done.stderr
-    assert not (recipe.dir / "exp other" / "se" / "valid.loss.best.pth").exists()
+    assert not (recipe.dir / "exp other" / "enh" / "valid.loss.best.pth").exists()
 
 
 def test_starts_from_a_given_ssl_model_and_checkpoint(mini):
     recipe, _ = mini
-    se = recipe.dir / "exp" / "se" / "valid.loss.best.pth"
-    state = torch.load(se, weights_only=True)
+    enh = recipe.dir / "exp" / "enh" / "valid.loss.best.pth"
+    state = torch.load(enh, weights_only=True)
     bare = {key.removeprefix("separator."): value for key, value in state.items()}
     torch.save(bare, recipe.dir / "released.th")
     done = recipe.run(
@@ -110,7 +108,7 @@ def test_starts_from_a_given_ssl_model_and_checkpoint(mini):
         "exp released",
         "--ssl_model",
         "exp/ssl/model",
-        "--se_checkpoint",
+        "--enh_checkpoint",
         "released.th",
         "--criteria",
         "ssl_mse",
@@ -119,30 +117,9 @@ def test_starts_from_a_given_ssl_model_and_checkpoint(mini):
     assert "using the SSL model exp/ssl/model" in done.stdout
     assert (recipe.dir / "exp released" / "seed1" / "ssl_mse" / "valid.loss.best.pth").exists()
     imported = torch.load(
-        recipe.dir / "exp released" / "se" / "valid.loss.best.pth", weights_only=True
+        recipe.dir / "exp released" / "enh" / "valid.loss.best.pth", weights_only=True
     )
     assert all(torch.equal(imported[key], state[key]) for key in state)
-
-
-def test_sentencepiece_tokens(mini):
-    recipe, _ = mini
-    bpe = ["--asr_token_type", "bpe"]
-    done = recipe.run("--stage", 3, "--stop_stage", 3, "--dumpdir", "dump bpe", *bpe, "--nbpe", 40)
-    assert done.returncode == 0, done.stderr
-    tokens = (recipe.dir / "dump bpe/tokens/bpe.txt").read_text().splitlines()
-    # sentencepiece's 40 count <unk>, <s> and </s>; ours <blank>, <unk> and <sos/eos>.
-    assert 30 < len(tokens) <= 40
-    assert any(len(token.strip("▁")) > 1 for token in tokens[2:-1])
-    raw = "dump bpe/raw"
-    done = recipe.run(
-        *("--dir", "exp bpe", "--ssl", "exp/ssl/model", "--tokens_dir", "dump bpe/tokens", *bpe),
-        *("--train_set", f"{raw}/train", "--valid_set", f"{raw}/dev"),
-        *("--test_set", f"{raw}/test_all"),
-        script="superb.sh",
-    )
-    assert done.returncode == 0, done.stderr
-    scores = json.loads((recipe.dir / "exp bpe/asr/best/decode/scores.json").read_text())
-    assert set(scores) == {f"test_{name}" for name in SETS}
 
 
 def test_enhances_in_parts(mini):
@@ -168,11 +145,9 @@ def test_killed_decoding_resumes(mini):
     recipe, _ = mini
     superb = recipe.dir / "exp/seed1/noisy/superb"
     texts = {task: (superb / task / "best/decode/text").read_text() for task in ("pr", "asr")}
-    command = (superb / "superb.log").read_text().splitlines()[1].removeprefix("# ./superb.sh ")
-    command += " --inference_nj 2"
-    process = subprocess.Popen(
-        ["bash", "-c", f"exec ./superb.sh {command}"], cwd=recipe.dir, start_new_session=True
-    )
+    options = ["--stage", "8", "--stop_stage", "8", "--criteria", "", "--inference_nj", "2"]
+    command = [recipe.dir / "run.sh", *options]
+    process = subprocess.Popen(command, start_new_session=True)
     part = superb / "decode" / "part2"
     # The one part there is now makes room for two.
     while not part.exists():
@@ -181,11 +156,10 @@ def test_killed_decoding_resumes(mini):
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert not (part / "done").exists()
-    done = subprocess.run(
-        ["bash", "-c", f"./superb.sh {command}"], cwd=recipe.dir, text=True, capture_output=True
-    )
+    done = recipe.run(*options)
     assert done.returncode == 0, done.stderr
-    assert "superb/decode_valid: 2 of 2 parts done already, by this command" in done.stdout
+    kept = "noisy/superb/decode_valid: 2 of 2 parts done already, by this command"
+    assert kept in done.stdout
     assert (part / "done").exists()
     for task, text in texts.items():
         assert (superb / task / "best/decode/text").read_text() == text
@@ -267,6 +241,7 @@ def test_unknown_criterion(mini):
     assert "conf/criteria/ssl_mze.yaml: not found" in done.stderr
 
 
+@pytest.mark.full
 def test_fsdd(recipe, shared_data):
     fsdd = recipe("fsdd/enh1")
     (fsdd.dir / "db.sh").unlink()

@@ -58,7 +58,7 @@ TOY = {
         "preencoder_conf": {"input_size": 32, "output_size": 16},
         "encoder_conf": {"hidden_size": 16},
     },
-    "master64/se": SEPARATOR,
+    "master64/enh": SEPARATOR,
     "master64/finetune": {"batch_size": 2},
 }
 
@@ -213,7 +213,7 @@ def ssft(toy, recipe, server, refused):
 
 @pytest.fixture(scope="module")
 def enh(toy, recipe, served, ssft):
-    """The SE recipe after a whole run; of the released model the first digits are known."""
+    """The enhancement recipe after a whole run; the released model has a checksum of 16 digits."""
     digest = hashlib.sha256((served / "denoiser" / MASTER64).read_bytes()).hexdigest()
     write_checksums(toy, {MASTER64: f"sha256:{digest[:16]}"})
     recipe = recipe("librispeech_demand/enh1")
@@ -225,6 +225,7 @@ def enh(toy, recipe, served, ssft):
     return recipe, done.stdout
 
 
+@pytest.mark.full
 def test_wrong_checksum_is_refused(refused, recipe, server, ssft):
     assert refused.returncode != 0
     [line] = [line for line in refused.stderr.splitlines() if "error: " in line]
@@ -236,12 +237,14 @@ def test_wrong_checksum_is_refused(refused, recipe, server, ssft):
     assert "train-clean-100.tar.gz was unpacked there already" in ssft[1]
 
 
+@pytest.mark.full
 def test_broken_download_goes_on_where_it_broke(refused, server, served):
     size = (served / "12/train-clean-100.tar.gz").stat().st_size
     starts = [start for name, start in server.requests if name == "train-clean-100.tar.gz"]
     assert starts == [0, size // 2]
 
 
+@pytest.mark.full
 def test_data(ssft):
     recipe, _ = ssft
     text = (recipe.dir / "data/train/text").read_text()
@@ -251,6 +254,7 @@ def test_data(ssft):
     assert phones.startswith("1089-1240-0000 N AY1 N T UW1 S IH1 K S\n")
 
 
+@pytest.mark.full
 def test_table_has_the_published_figures_beside_ours(ssft):
     recipe, output = ssft
     text = (recipe.dir / "RESULTS.md").read_text()
@@ -262,6 +266,7 @@ def test_table_has_the_published_figures_beside_ours(ssft):
     assert all(row in output for row in rows)
 
 
+@pytest.mark.full
 def test_preset_is_the_whole_configuration(ssft):
     recipe, _ = ssft
     training = recipe.dir / "exp/hubert/seed1/laser_hubert"
@@ -275,6 +280,7 @@ def test_preset_is_the_whole_configuration(ssft):
     assert not (recipe.dir / "data/noise").exists()
 
 
+@pytest.mark.full
 def test_noise_robust_variant(toy, ssft):
     recipe, _ = ssft
     options = ["--ssl_model", toy["ssl"], "--methods", "nrssft_hubert"]
@@ -284,6 +290,7 @@ def test_noise_robust_variant(toy, ssft):
     assert sorted(listed[::2]) == sorted(SEEN)
 
 
+@pytest.mark.full
 def test_released_model_with_other_first_digits_is_refused(toy, recipe, ssft):
     write_checksums(toy, {MASTER64: "sha256:8a5dfb4bb92753dd"})
     recipe = recipe("librispeech_demand/enh1")
@@ -296,13 +303,15 @@ def test_released_model_with_other_first_digits_is_refused(toy, recipe, ssft):
     assert not (recipe.dir / "data/master64.th").exists()
 
 
+@pytest.mark.full
 def test_se_starts_from_the_released_model(enh, served):
     recipe, _ = enh
     released = torch.load(served / "denoiser" / MASTER64, weights_only=True)
-    imported = torch.load(recipe.dir / "exp/se/valid.loss.best.pth", weights_only=True)
+    imported = torch.load(recipe.dir / "exp/enh/valid.loss.best.pth", weights_only=True)
     assert all(torch.equal(imported[f"separator.{key}"], released[key]) for key in released)
 
 
+@pytest.mark.full
 def test_noise_is_demands_and_the_draw_follows_the_utterance_alone(enh):
     recipe, _ = enh
     for condition, names in (("seen", SEEN), ("unseen", UNSEEN)):
@@ -322,11 +331,12 @@ def test_noise_is_demands_and_the_draw_follows_the_utterance_alone(enh):
     assert (recipe.dir / "data/test_seen/manifest.tsv").read_bytes() == before
 
 
+@pytest.mark.full
 def test_se_table(enh, server):
     recipe, output = enh
     text = (recipe.dir / "RESULTS.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    for system in ("noisy input", "SE before fine-tuning", "ssl_softdtw"):
+    for system in ("noisy input", "before fine-tuning", "ssl_softdtw"):
         assert sum(row.split("|")[1].strip() == system for row in rows) == 3
     for name in ("test_clean", "test_seen", "test_unseen", "SI-SDR"):
         assert any(name in row for row in rows)
@@ -341,6 +351,7 @@ def test_se_table(enh, server):
     assert names.count("test-clean.tar.gz") == names.count("SCAFE_48k.zip") == 1
 
 
+@pytest.mark.full
 def test_folders_that_the_user_has(toy, enh, recipe, served, server):
     """No download, and what is missing named in one line."""
     downloads = toy["checkout"] / "egs/librispeech/ssft1/downloads"

@@ -7,15 +7,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-SYSTEMS = ["base", "soft_dtw", "mse", "laser"]
-SMALL = ["--local_data_opts", "--minutes 1 --dev_minutes 0.1 --test_minutes 0.15"]
+SYSTEMS = ["base", "mse", "laser"]
+SMALL = [
+    *("--local_data_opts", "--minutes 1 --dev_minutes 0.1 --test_minutes 0.15"),
+    *("--ssl_units", 10, "--methods", "mse laser"),
+]
 
 
 @pytest.fixture(scope="module")
 def mini(recipe):
     """The mini recipe after a whole run."""
     mini = recipe("mini/ssft1")
-    done = mini.run(*SMALL, "--ssl_units", 10)
+    done = mini.run(*SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     return mini, done.stdout
 
@@ -87,35 +90,44 @@ def test_frozen_means_frozen(mini):
 
 def test_second_run_keeps_what_is_there_and_says_so(mini):
     recipe, _ = mini
-    done = recipe.run("--stage", 4, "--stop_stage", 5, "--ssl_units", 10)
+    done = recipe.run("--stage", 4, "--stop_stage", 5, *SMALL)
     assert done.returncode == 0, done.stderr
     for name in ("exp/ssl", *(f"exp/seed1/{method}" for method in SYSTEMS[1:])):
         assert f"{name}: finished already, by this command from these inputs: kept" in done.stdout
         assert f"{name}/model: exported already: kept" in done.stdout
 
 
-def test_noise_robust_method_and_noisy_test_set(mini):
+def test_noise_robust_method_noisy_test_set_and_sentencepiece(mini):
     recipe, _ = mini
     done = recipe.run(
         *("--stage", 2, "--dumpdir", "dump noisy", "--expdir", "exp noisy"),
         *("--ssl_model", "exp/ssl/model", "--methods", "nrssft", "--results", "noisy.md"),
         *("--test_conditions", "clean seen", "--pr_lrs", "", "--asr_lrs", ""),
+        *("--asr_token_type", "bpe", "--nbpe", 40),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "using the SSL model exp/ssl/model" in done.stdout
     assert "PER test_seen" in (recipe.dir / "noisy.md").read_text()
+    tokens = (recipe.dir / "dump noisy/tokens/bpe.txt").read_text().splitlines()
+    # sentencepiece's 40 count <unk>, <s> and </s>; ours <blank>, <unk> and <sos/eos>.
+    assert 30 < len(tokens) <= 40
+    assert any(len(token.strip("▁")) > 1 for token in tokens[2:-1])
 
 
-def test_unknown_method_and_condition(mini):
-    recipe, _ = mini
-    done = recipe.run("--methods", "lazer")
+def test_unknown_method_and_condition(recipe):
+    mini = recipe("mini/ssft1")
+    done = mini.run("--methods", "lazer")
     assert done.returncode != 0
     assert "conf/methods/lazer.yaml: not found" in done.stderr
-    done = recipe.run("--stage", 2, "--test_conditions", "loud")
+    done = mini.run("--test_conditions", "loud")
     assert done.returncode != 0
-    assert "no such condition: loud" in done.stderr
+    assert "--test_conditions loud: there is no loud; there are: clean seen unseen" in done.stderr
+    done = mini.run("--stage", 8)
+    assert done.returncode != 0
+    assert "--stage 8: the last stage is 7" in done.stderr
 
 
+@pytest.mark.full
 def test_fsdd(recipe, shared_data):
     fsdd = recipe("fsdd/ssft1")
     (fsdd.dir / "db.sh").unlink()

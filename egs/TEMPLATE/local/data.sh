@@ -16,12 +16,12 @@
 # data/dev and data/test alone where they are there already.
 # shellcheck disable=SC2154  # opt assigns the options
 set -euo pipefail
-. ./lib.sh
+. scripts/options.sh
 opt train "" "training set: a Kaldi directory, or Lhotse's cuts.jsonl.gz"
 opt dev "" "validation set"
 opt test "" "test set"
 opt lexicon "" "pronunciation lexicon, for sets without phn"
-opt g2p false "predict the (English) words that it lacks (true), or refuse them (false)"
+opt g2p false "predict the (English) words that it lacks (true), or refuse them (false)" one_of true false
 opt wav_root . "where relative paths in Kaldi's wav.scp start"
 parse_options "$@"
 . ./path.sh

@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 #   --ssl_model facebook/hubert-base-ls960   (--pr_config, --asr_config: heads of its width)
 #   --methods "laser nrssft"                 conf/methods/*.yaml
 #   --resample true                          audio that isn't at 16 kHz
-./ssft.sh \
+exec ./ssft.sh \
     --title "CORPUS: an SSL model fine-tuned without labels" \
     --asr_token_type char \
     "$@"

@@ -5,7 +5,7 @@ set -euo pipefail
 export RECIPE_COMMAND="egs/an4/ssft1/run.sh${*:+ ${*@Q}}"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./ssft.sh \
+exec ./ssft.sh \
     --title "AN4: a small SSL model fine-tuned without labels" \
     --token_sets "train dev test" \
     --asr_token_type char \

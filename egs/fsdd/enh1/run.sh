@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The main job on real recordings: connected digits of the Free Spoken Digit Dataset (db.sh says
-# where it is), a small SSL model and a small SE model, both pretrained here.
+# where it is), a small SSL model and a small enhancement model, both pretrained here.
 set -euo pipefail
 export RECIPE_COMMAND="egs/fsdd/enh1/run.sh${*:+ ${*@Q}}"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./enh.sh \
-    --title "FSDD: SE fine-tuned through a small SSL model, connected digits" \
+exec ./enh.sh \
+    --title "FSDD: enhancement fine-tuned through a small SSL model, connected digits" \
     --recorded_noise true \
     --asr_token_type word \
     --seeds "1 2 3" \

@@ -5,7 +5,7 @@ set -euo pipefail
 export RECIPE_COMMAND="egs/fsdd/ssft1/run.sh${*:+ ${*@Q}}"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./ssft.sh \
+exec ./ssft.sh \
     --title "FSDD: a small SSL model fine-tuned without labels, connected digits" \
     --asr_token_type word \
     --pr_lrs "2e-3 3e-3" \

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # SUPERB tries 1e-1 to 1e-5 for PR and 1e-3 to 1e-5 for ASR, by decades, for 2 % and 5 % of the steps
 # (S3PRL's downstream/ctc/pr.sh, asr/asr.sh); here each is a whole training.
-./ssft.sh \
+exec ./ssft.sh \
     --title "LibriSpeech: SSL models fine-tuned without labels, SUPERB's PR and ASR" \
     --ssl_model facebook/hubert-base-ls960 \
     --expdir exp/hubert \

@@ -6,10 +6,10 @@ set -euo pipefail
 export RECIPE_COMMAND="egs/librispeech_demand/enh1/run.sh${*:+ ${*@Q}}"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./enh.sh \
+exec ./enh.sh \
     --title "LibriSpeech and DEMAND: master64 fine-tuned through HuBERT-Base" \
     --ssl_model facebook/hubert-base-ls960 \
-    --se_checkpoint data/master64.th \
+    --enh_checkpoint data/master64.th \
     --criteria "ssl_mse ssl_mse_pad ssl_softdtw" \
     --recorded_noise only \
     --train_snrs "20 10 5" \

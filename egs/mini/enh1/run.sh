@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The main job on an embedded corpus: 20 minutes of speech by eSpeak NG, a small SSL model and a
-# small SE model, both pretrained here. No data, no GPU; 15 to 20 minutes on 2 cores.
+# small enhancement model, both pretrained here. No data, no GPU; 15 to 20 minutes on 2 cores.
 set -euo pipefail
 export RECIPE_COMMAND="egs/mini/enh1/run.sh${*:+ ${*@Q}}"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./enh.sh \
-    --title "mini: SE fine-tuned through a small SSL model, synthetic speech" \
+exec ./enh.sh \
+    --title "mini: enhancement fine-tuned through a small SSL model, synthetic speech" \
     --asr_token_type char \
     "$@"

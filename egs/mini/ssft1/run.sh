@@ -5,7 +5,7 @@ set -euo pipefail
 export RECIPE_COMMAND="egs/mini/ssft1/run.sh${*:+ ${*@Q}}"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./ssft.sh \
+exec ./ssft.sh \
     --title "mini: a small SSL model fine-tuned without labels, synthetic speech" \
     --asr_token_type char \
     --pr_lrs "2e-3 3e-3" \

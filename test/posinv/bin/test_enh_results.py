@@ -12,7 +12,7 @@ def folder(tmp_path, monkeypatch):
     rates = {"clean": {"rate": 12.34}, "noisy": {"rate": 56.78}}
     metrics = {"si_sdr": 5.0, "stoi": 0.9, "pesq": None}
     failed = {"si_sdr_failed": 0, "stoi_failed": 0, "pesq_failed": None, "utterances": 3}
-    for system in ("se", "ssl_mse"):
+    for system in ("enh", "ssl_mse"):
         base = tmp_path / "exp" / "seed1" / system
         for scored in ("superb/pr/best/decode", "superb/asr/best/decode", "enhanced"):
             (base / scored).mkdir(parents=True)
@@ -20,8 +20,8 @@ def folder(tmp_path, monkeypatch):
             (base / scored / "scores.json").write_text(json.dumps(scores))
     arguments = [
         *("--expdir", str(tmp_path / "exp"), "--out", str(tmp_path / "RESULTS.md")),
-        *("--systems", "se=SE before fine-tuning", "ssl_mse", "--sets", "clean noisy"),
-        *("--se_sets", "noisy", "--seeds", "1", "--command", "./run.sh", "--title", "Mine"),
+        *("--systems", "enh=before fine-tuning", "ssl_mse", "--sets", "clean noisy"),
+        *("--enh_sets", "noisy", "--seeds", "1", "--command", "./run.sh", "--title", "Mine"),
     ]
     monkeypatch.setattr(sys, "argv", ["posinv/bin/enh_results.py", *arguments])
     return tmp_path
@@ -33,7 +33,7 @@ def test_prints_what_it_writes(folder, capsys):
     written = (folder / "RESULTS.md").read_text()
     assert written.startswith("# Mine\n")
     assert printed.strip() in written
-    assert "| SE before fine-tuning |  12.3 |  56.8 |\n" in printed
+    assert "| before fine-tuning |  12.3 |  56.8 |\n" in printed
     assert "| ssl_mse               |         5.0 | 0.900 |    \N{EN DASH} |\n" in printed
     assert "- command: `./run.sh`\n" in printed
 
@@ -48,10 +48,10 @@ def test_names_are_checked(folder, capsys, seeds):
 
 
 def test_a_system_named_twice(folder, capsys):
-    sys.argv[sys.argv.index("ssl_mse")] = "se=again"
+    sys.argv[sys.argv.index("ssl_mse")] = "enh=again"
     with pytest.raises(SystemExit):
         run(main)
     assert (
         capsys.readouterr().err
-        == "enh_results: error: --systems: se is named twice: name it once\n"
+        == "enh_results: error: --systems: enh is named twice: name it once\n"
     )

@@ -30,7 +30,7 @@ SSL = {
         **{**TINY_SSL, "num_conv_pos_embeddings": 2}, conv_pos_kernel_size=7
     ),
 }
-SE = {
+MODELS = {
     "demucs": {
         "encoder": "same",
         "separator": "demucs",
@@ -97,22 +97,22 @@ def waves_of(data):
     return [soundfile.read(data / f"wav{i}.wav", dtype="float32")[0] for i in range(4)]
 
 
-@pytest.mark.parametrize("name", SE)
+@pytest.mark.parametrize("name", MODELS)
 def test_enhancement_model(name, data, ssl_models, tmp_path):
     """Trained, fine-tuned through an SSL model, used for enhancement and in front of heads."""
     model = tmp_path / "model.yaml"
-    if isinstance(SE[name], str):
-        model = SMALL / "se" / SE[name]
+    if isinstance(MODELS[name], str):
+        model = SMALL / "enh" / MODELS[name]
     else:
-        model.write_text(yaml.safe_dump(SE[name]))
+        model.write_text(yaml.safe_dump(MODELS[name]))
     ssl = ssl_models / "hubert"
-    se = tmp_path / "se"
-    before = train(EnhancementTask, data, se, {"criterions": SI_SNR}, "--model_config", model)
+    enh = tmp_path / "enh"
+    before = train(EnhancementTask, data, enh, {"criterions": SI_SNR}, "--model_config", model)
     tuned = tmp_path / "tuned"
     after = train(
         *(EnhancementTask, data, tuned, {}),
         *("--criterion_file", SMALL / "criteria" / "ssl_softdtw.yaml", "--ssl", ssl),
-        *("--model_config", se / "config.yaml", "--init_param", before),
+        *("--model_config", enh / "config.yaml", "--init_param", before),
     )
     states = [torch.load(path, weights_only=True) for path in (before, after)]
     assert states[0].keys() == states[1].keys()
@@ -167,19 +167,19 @@ def test_ssl_model(name, data, ssl_models, tmp_path):
     assert all(key.startswith("encoder.layers.1.") for key in changed)
 
     checkpoint = train(
-        *(EnhancementTask, data, tmp_path / "se", SE["demucs"]),
+        *(EnhancementTask, data, tmp_path / "enh", MODELS["demucs"]),
         *("--criterion_file", SMALL / "criteria" / "ssl_mse_pad.yaml", "--ssl", ssl),
     )
-    log_of_loss = yaml.safe_load((tmp_path / "se" / "config.yaml").read_text())["criterions"]
+    log_of_loss = yaml.safe_load((tmp_path / "enh" / "config.yaml").read_text())["criterions"]
     assert log_of_loss[0]["conf"]["ssl"] == str(ssl)
     assert all(torch.isfinite(v).all() for v in torch.load(checkpoint, weights_only=True).values())
 
 
 def test_weights_of_an_espnet_training_are_imported(data, tmp_path, monkeypatch):
     config = {"criterions": SI_SNR}
-    model = SMALL / "se" / "conv_tasnet.yaml"
-    checkpoint = train(EnhancementTask, data, tmp_path / "se", config, "--model_config", model)
-    for number, source in enumerate((model, tmp_path / "se" / "config.yaml")):
+    model = SMALL / "enh" / "conv_tasnet.yaml"
+    checkpoint = train(EnhancementTask, data, tmp_path / "enh", config, "--model_config", model)
+    for number, source in enumerate((model, tmp_path / "enh" / "config.yaml")):
         out = tmp_path / f"imported{number}"
         command = ["--config", source, "--checkpoint", checkpoint, "--output_dir", out]
         monkeypatch.setattr(sys, "argv", ["enh_import", *map(str, command)])
@@ -191,25 +191,25 @@ def test_weights_of_an_espnet_training_are_imported(data, tmp_path, monkeypatch)
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
         load_enhancement_model(out / "config.yaml", out / "valid.loss.best.pth")
     with pytest.raises(InputError, match=r"not weights of the model in .*tfgridnet.yaml"):
-        enh_import.build(SMALL / "se" / "tfgridnet.yaml", checkpoint, tmp_path / "other")
+        enh_import.build(SMALL / "enh" / "tfgridnet.yaml", checkpoint, tmp_path / "other")
     with pytest.raises(InputError, match="No such file"):
         enh_import.build(model, tmp_path / "none.pth", tmp_path / "other")
 
 
 def test_released_weights_are_imported(tmp_path):
-    config = tmp_path / "se.yaml"
-    config.write_text(yaml.safe_dump(SE["demucs"]))
-    arguments = EnhancementTask.get_parser().parse_args(["--output_dir", str(tmp_path / "se")])
-    vars(arguments).update(SE["demucs"])
+    config = tmp_path / "enh.yaml"
+    config.write_text(yaml.safe_dump(MODELS["demucs"]))
+    arguments = EnhancementTask.get_parser().parse_args(["--output_dir", str(tmp_path / "enh")])
+    vars(arguments).update(MODELS["demucs"])
     state = EnhancementTask.build_model(arguments).state_dict()
     bare = {key.removeprefix("separator."): value for key, value in state.items()}
     torch.save(bare, tmp_path / "released.th")
-    made, imported = enh_import.build(config, tmp_path / "released.th", tmp_path / "se")
+    made, imported = enh_import.build(config, tmp_path / "released.th", tmp_path / "enh")
     assert all(torch.equal(imported[key], state[key]) for key in state)
     assert made.separator_conf.get("checkpoint") is None
     (tmp_path / "text.th").write_text("hello")
     with pytest.raises(InputError, match=r"not (a checkpoint that|tensors alone)"):
-        enh_import.build(config, tmp_path / "text.th", tmp_path / "se")
+        enh_import.build(config, tmp_path / "text.th", tmp_path / "enh")
 
 
 BAD = {
@@ -226,4 +226,4 @@ def test_bad_model_config(case, data, tmp_path):
     if text:
         path.write_text(text)
     with pytest.raises(InputError, match=f"--model_config {re.escape(str(path))}: {message}"):
-        train(EnhancementTask, data, tmp_path / "se", {}, "--model_config", path)
+        train(EnhancementTask, data, tmp_path / "enh", {}, "--model_config", path)

@@ -65,7 +65,7 @@ def tuned(tmp_path_factory, tiny_ssl):
 
 @pytest.fixture(scope="module")
 def enhancer(tmp_path_factory):
-    exp = tmp_path_factory.mktemp("an experiment") / "se"
+    exp = tmp_path_factory.mktemp("an experiment") / "enh"
     conf = {"encoder": "same", "decoder": "same", "separator": "demucs", "separator_conf": DEMUCS}
     return exp, make_exp(exp, EnhancementTask, **conf)
 

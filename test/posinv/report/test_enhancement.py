@@ -59,8 +59,8 @@ def test_published_figures_stand_beside_ours(tmp_path):
     published = Published({("ssl_mse", "asr", "test_seen"): ("5.9 %", "a table")})
     text = enhancement_report(tmp_path, SYSTEMS, SETS, SE_SETS, ["1"], published)
     plain = tables(report(tmp_path, ["1"]))
-    per, wer, se = tables(text)
-    assert (per, se) == (plain[0], plain[2])
+    per, wer, signal = tables(text)
+    assert (per, signal) == (plain[0], plain[2])
     columns = [[*row[:3], *row[4:]] for row in wer]
     assert columns == plain[1]
     assert [row[3] for row in wer] == ["published", "", "5.9 %"]
@@ -70,7 +70,7 @@ def test_published_figures_stand_beside_ours(tmp_path):
 def test_one_seed(tmp_path):
     write_experiment(tmp_path, ["1"])
     text = report(tmp_path, ["1"])
-    per, wer, se = tables(text)
+    per, wer, signal = tables(text)
     assert per == [
         ["system", *SETS],
         ["noisy input", "0.0", "5.0", "10.0"],
@@ -80,7 +80,7 @@ def test_one_seed(tmp_path):
         ["noisy input", "50.0", "55.0", "60.0"],
         ["ssl_mse", "70.0", "75.0", "80.0"],
     ]
-    assert se == [
+    assert signal == [
         ["system", "SI-SDR (dB)", "STOI", "PESQ"],
         ["noisy input", "0.5", "0.505", "2.25"],
         ["ssl_mse", "10.5", "0.605", "3.25"],
@@ -97,9 +97,9 @@ def test_one_seed(tmp_path):
 def test_several_seeds(tmp_path):
     write_experiment(tmp_path, ["1", "2", "7"])
     text = report(tmp_path, ["1", "2", "7"])
-    per, _, se = tables(text)
+    per, _, signal = tables(text)
     assert per[2] == ["ssl_mse", "21.0 ± 1.0", "26.0 ± 1.0", "31.0 ± 1.0"]
-    assert se[1] == ["noisy input", "1.5 ± 1.0", "0.525 ± 0.020", "2.25 ± 0.00"]
+    assert signal[1] == ["noisy input", "1.5 ± 1.0", "0.525 ± 0.020", "2.25 ± 0.00"]
     assert "mean ± sample standard deviation over seeds 1, 2, 7:" in text
 
 

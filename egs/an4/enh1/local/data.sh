@@ -2,7 +2,7 @@
 # CMU AN4: data/{train,dev,test}. The corpus is where AN4 in db.sh says, or is downloaded. Options:
 # those of posinv.bin.prepare_an4.
 set -euo pipefail
-. ./lib.sh
+. scripts/options.sh
 . ./path.sh
 . ./db.sh
 if [ ! -d "${AN4:-}" ]; then

@@ -2,7 +2,7 @@
 # Join the digits into utterances: data/{train,dev,test}. Options: those of
 # posinv.bin.prepare_fsdd.
 set -euo pipefail
-. ./lib.sh
+. scripts/options.sh
 . ./path.sh
 . ./db.sh
 [ -d "${FSDD:-}/recordings" ] || die "FSDD=${FSDD:-} in db.sh: no folder 'recordings' in it; point FSDD at a copy of the Free Spoken Digit Dataset"

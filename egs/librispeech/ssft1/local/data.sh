@@ -3,10 +3,10 @@
 # db.sh says, or are downloaded.
 # shellcheck disable=SC2154  # opt assigns the options
 set -euo pipefail
-. ./lib.sh
-opt demand false "DEMAND's noises, too: data/demand/{seen,unseen} (true)"
-opt master64 false "the released DEMUCS, too: data/master64.th (true)"
-opt nj 2 "processes"
+. scripts/options.sh
+opt demand false "DEMAND's noises, too: data/demand/{seen,unseen}" one_of true false
+opt master64 false "the released DEMUCS, too: data/master64.th" one_of true false
+opt nj 2 "processes" positive
 parse_options "$@"
 . ./path.sh
 . ./db.sh

@@ -1,0 +1,260 @@
+# Jobs: commands with a log, here or on a SLURM cluster, alone, side by side, or in parts.
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # cmd_backend, slurm_conf, num_nodes, ngpu, inference_gpu, nj, inference_nj, train_nj, expdir: the recipe's
+
+check_cmd_backend() {
+    if [ "$cmd_backend" = slurm ]; then
+        command -v sbatch > /dev/null || die "--cmd_backend slurm: there is no sbatch on this machine"
+        require "$slurm_conf" "the options of SLURM's jobs (--slurm_conf)"
+    elif [ "$num_nodes" -gt 1 ] && [ "$ngpu" -gt 0 ]; then
+        die "--num_nodes $num_nodes: several machines with GPUs need --cmd_backend slurm"
+    fi
+}
+
+# use_threads JOBS: set the number of threads of a job that shares this machine with others, JOBS in
+# all. A thread that waits must not keep a processor busy meanwhile: on a shared machine that has
+# made an LSTM 70 times slower.
+use_threads() {
+    OMP_NUM_THREADS=$(($(nproc) / $1 > 0 ? $(nproc) / $1 : 1))
+    export OMP_NUM_THREADS OMP_WAIT_POLICY=PASSIVE
+}
+use_threads 1
+
+# ------------------------------------------------------------------------------ side by side
+# queue FUNCTION [ARG ...]: run FUNCTION in the background, at most --train_nj at once. wait_jobs
+# waits for all of them, and fails if one failed.
+_jobs_queued=0
+_jobs_done=
+queue() {
+    while [ "$(jobs -rp | wc -l)" -ge "$train_nj" ]; do
+        _show_progress
+    done
+    # A line in a file for each job that ends well, since bash forgets the exit status of a job
+    # whose process id is used again.
+    _jobs_done=${_jobs_done:-$(mktemp)}
+    (
+        use_threads "$train_nj"
+        "$@"
+        echo ok >> "$_jobs_done"
+    ) &
+    _jobs_queued=$((_jobs_queued + 1))
+}
+
+wait_jobs() {
+    local failed
+    [ "$_jobs_queued" -gt 0 ] || return 0
+    while [ -n "$(jobs -rp)" ]; do
+        _show_progress
+    done
+    wait
+    failed=$((_jobs_queued - $(wc -l < "$_jobs_done")))
+    rm -f "$_jobs_done"
+    _jobs_queued=0
+    _jobs_done=
+    if [ "$failed" -gt 0 ]; then
+        die "${_stage_title:-jobs}: $failed of the jobs failed"
+    fi
+}
+
+# Background jobs ignore Ctrl-C: end them with the script.
+_kill_tree() {
+    local child
+    for child in $(pgrep -P "$1" || true); do
+        _kill_tree "$child"
+    done
+    kill "$1" 2> /dev/null || true
+}
+trap 'for pid in $(jobs -p); do _kill_tree "$pid"; done; wait; exit 130' INT TERM
+
+# Sleep a little; on a terminal, show the epoch of each training that is under way.
+_show_progress() {
+    local training epoch line=""
+    sleep 0.5
+    [ -t 2 ] || return 0
+    while IFS= read -r -d '' training; do
+        epoch=$(grep -ao '[0-9]*/[0-9]*epoch started' "$training" | tail -n 1 || true)
+        line+="${training%/train.log}: epoch ${epoch%epoch*}   "
+    done < <(find "$expdir" -name train.log -mmin -1 ! -execdir test -e finished \; -print0)
+    printf '\r\033[K%s\r' "${line:0:$(tput cols 2> /dev/null || echo 80)}" >&2
+}
+
+# -------------------------------------------------------------------------------- a command
+# run_job KIND LOG COMMAND [ARG ...]: run COMMAND with its output in LOG; if it fails, print LOG's
+# name and the error in it. KIND is train (on --num_nodes machines with --ngpu GPUs each), decode
+# (with one GPU, if --gpu_inference asks for it) or data (--nj processes).
+run_job() {
+    local kind=$1 log=$2
+    shift 2
+    _begin_log "$log" "$@"
+    if [ "$cmd_backend" = local ]; then
+        "$@" >> "$log" 2>&1 < /dev/null || _job_failed "$log"
+    else
+        _sbatch "$kind" "${log//%/%%}" "$log" <<< "exec$(printf ' %q' "$@")" || _job_failed "$log"
+    fi
+}
+
+# run_here LOG COMMAND [ARG ...]: run_job, on this machine: for what takes a moment.
+run_here() {
+    local cmd_backend=local
+    run_job here "$@"
+}
+
+# split_inputs DIR INPUT ... -- COMMAND [ARG ...]: set the caller's command, an array, and sums: the
+# inputs' checksums as comment lines, for the record of what DIR was made from.
+split_inputs() {
+    local dir=$1 inputs=()
+    shift
+    while [ "$1" != -- ]; do
+        inputs+=("$1")
+        shift
+    done
+    shift
+    # shellcheck disable=SC2034  # the caller's
+    command=("$@")
+    sums=$(cksum -- "${inputs[@]}") || die "${_stage_title:-jobs}: $dir: an input can't be read"
+    sums="# Its inputs, as cksum prints them:"$'\n'"#   ${sums//$'\n'/$'\n'#   }"
+}
+
+# --------------------------------------------------------------------------------- in parts
+# run_parts DIR LIST INPUT ... -- COMMAND [ARG ...]: a decode job for each of --inference_nj parts of
+# LIST, all at once. {job} in COMMAND stands for a part's number; DIR/part{job} holds its lines of
+# LIST, "list", its "log", and "done" when it is. Parts that this command did before, with LIST and
+# the INPUT files as they are, are kept. Leaves the number of parts in $num_parts.
+run_parts() {
+    local dir=$1 list=$2 command sums lines record job todo=() failed=0
+    shift
+    split_inputs "$dir" "$@"
+    lines=$(wc -l < "$list")
+    num_parts=$((inference_nj < lines ? inference_nj : lines))
+    # shellcheck disable=SC2016  # $1, of the job
+    record=$(
+        echo '#!/usr/bin/env bash'
+        echo "# Part \$1 of $num_parts; run in $PWD, after . ./path.sh"
+        echo "$sums"
+        echo 'set -euo pipefail'
+        echo "command=($(printf ' %q' "${command[@]}") )"
+        echo '"${command[@]//\{job\}/$1}"'
+        echo "touch $(printf '%q' "$dir")/part\"\$1\"/done"
+    )
+    if [ "$(cat "$dir/part.sh" 2> /dev/null)" != "$record" ]; then
+        rm -rf "$dir"/part*
+        mkdir -p "$dir"
+        echo "$record" > "$dir/part.sh.partial"
+        for ((job = 1; job <= num_parts; job++)); do
+            mkdir "$dir/part$job"
+            awk -v n="$num_parts" -v lines="$lines" -v job="$job" \
+                'int((NR - 1) * n / lines) + 1 == job' "$list" > "$dir/part$job/list"
+        done
+        mv "$dir/part.sh.partial" "$dir/part.sh"
+    fi
+    for ((job = 1; job <= num_parts; job++)); do
+        if [ ! -e "$dir/part$job/done" ]; then
+            todo+=("$job")
+            _begin_log "$dir/part$job/log" bash "$dir/part.sh" "$job"
+        fi
+    done
+    if [ "${#todo[@]}" -lt "$num_parts" ]; then
+        log "$dir: $((num_parts - ${#todo[@]})) of $num_parts parts done already, by this command from these inputs: kept"
+    fi
+    [ "${#todo[@]}" -gt 0 ] || return 0
+    if [ "$cmd_backend" = local ]; then
+        _parts_here "$dir" "${todo[@]}" || failed=1
+    else
+        _sbatch decode "${dir//%/%%}/part%a/log" "$dir/part${todo[0]}/log" \
+            --array="$(IFS=,; echo "${todo[*]}")" \
+            <<< "exec bash $(printf '%q' "$dir/part.sh") \"\$SLURM_ARRAY_TASK_ID\"" || failed=1
+    fi
+    if [ "$failed" = 1 ]; then
+        for job in "${todo[@]}"; do
+            [ -e "$dir/part$job/done" ] || _job_failed "$dir/part$job/log" || true
+        done
+        return 1
+    fi
+}
+
+# merge_parts PART WHOLE: the files PART of run_parts' parts, {job} in their names, in order.
+merge_parts() {
+    local job
+    for ((job = 1; job <= num_parts; job++)); do
+        cat "${1//\{job\}/$job}"
+    done > "$2.partial"
+    mv "$2.partial" "$2"
+}
+
+_parts_here() {  # _parts_here DIR PART ...
+    local dir=$1 job pids=() devices failed=0
+    shift
+    # The parts share the GPUs and the processors.
+    IFS=, read -ra devices <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((ngpu > 0 ? ngpu - 1 : 0)))}"
+    for job in "$@"; do
+        (
+            if [ "$ngpu" -gt 1 ]; then
+                export CUDA_VISIBLE_DEVICES=${devices[job % ${#devices[@]}]}
+            fi
+            export OMP_NUM_THREADS=$((OMP_NUM_THREADS / $# > 0 ? OMP_NUM_THREADS / $# : 1))
+            exec bash "$dir/part.sh" "$job" >> "$dir/part$job/log" 2>&1 < /dev/null
+        ) &
+        pids+=($!)
+    done
+    for job in "${pids[@]}"; do
+        wait "$job" || failed=1
+    done
+    return "$failed"
+}
+
+_begin_log() {  # _begin_log LOG COMMAND [ARG ...]
+    local log=$1
+    shift
+    mkdir -p "$(dirname "$log")"
+    {
+        printf '# %s\n#' "$(date -u '+%Y-%m-%d %H:%M:%S UTC')"
+        printf ' %q' "$@"
+        printf '\n'
+    } > "$log"
+}
+
+# srun and torchrun end with an error of their own, which isn't the cause.
+_job_failed() {  # _job_failed LOG
+    local cause
+    cause=$(grep -a ' error: \|Error: \|^error: ' "$1" \
+        | grep -av '^srun: error\|ChildFailedError' | tail -n 1 || true)
+    echo "error: ${_stage_title:-a command} failed; log: $1" >&2
+    echo "${cause:-$(tail -n 1 "$1")}" >&2
+    return 1
+}
+
+# ------------------------------------------------------------------------------------ SLURM
+# All jobs of this script have one name, under which they are cancelled when it ends before them.
+_slurm_name=$(basename "$PWD").$(uname -n).$$
+trap '[ "$cmd_backend" != slurm ] || scancel --quiet --name="$_slurm_name" --user="$(id -un)" || true' EXIT
+
+# _sbatch KIND OUTPUT LOG [OPTION ...] < SCRIPT: submit a job, and wait for it. Its output goes to
+# OUTPUT, sbatch's own to LOG. The options in $slurm_conf count over those that come from here.
+_sbatch() {
+    local kind=$1 output=$2 log=$3 options=() gpus=0 name value
+    shift 3
+    case $kind in
+        train)
+            options=(--nodes="$num_nodes" --ntasks-per-node=1)
+            gpus=$ngpu
+            ;;
+        decode) gpus=$inference_gpu ;;
+        data) options=(--cpus-per-task="${nj:-1}") ;;
+    esac
+    if [ "$gpus" -gt 0 ]; then
+        options+=(--gres=gpu:"$gpus")
+    fi
+    while read -r name value; do
+        if [ "$name" = all ] || [ "$name" = "$kind" ]; then
+            # shellcheck disable=SC2206  # a list
+            options+=($value)
+        fi
+    done < "$slurm_conf"
+    {
+        echo '#!/usr/bin/env bash'
+        # shellcheck disable=SC2016  # of the job
+        echo 'export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}'
+        cat
+    } | sbatch --wait --job-name="$_slurm_name" --comment="$log" --output="$output" \
+        --open-mode=append "${options[@]}" "$@" >> "$log" 2>&1
+}
