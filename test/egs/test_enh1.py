@@ -37,7 +37,7 @@ def test_table(mini):
         assert sum(row.split("|")[1].strip() == system for row in rows) == 3  # PER, WER, signal
     for name in [*SETS, "SI-SDR", "STOI", "PESQ"]:
         assert any(name in row for row in rows)
-    text = (recipe.dir / "RESULTS.md").read_text()
+    text = (recipe.dir / "exp/RESULTS.md").read_text()
     assert text.startswith(
         "# mini: enhancement fine-tuned through a small SSL model, synthetic speech\n"
     )
@@ -259,6 +259,6 @@ def test_fsdd(recipe, shared_data):
         "1 2",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    text = (fsdd.dir / "RESULTS.md").read_text()
+    text = (fsdd.dir / "exp/RESULTS.md").read_text()
     assert "±" in text
     assert "recorded" in (fsdd.dir / "data" / "test_unseen" / "manifest.tsv").read_text()

@@ -138,5 +138,6 @@ if begin_stage 9 "table of results"; then
         --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
         --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" \
         ${published:+--published "$published"}
+    log "the table: $PWD/$results"
     end_stage
 fi

@@ -30,7 +30,7 @@ opt expdir exp "models and results"
 opt python python3 "Python"
 opt seeds 1 "random seeds of fine-tuning and heads; the table has mean and standard deviation over them" integers
 opt title "Results" "heading of the results"
-opt results RESULTS.md "the table, in Markdown"
+opt results "" "Markdown file of the table; empty: RESULTS.md in --expdir"
 opt published "" "YAML list of published error rates, shown beside ours" file
 
 opt train_set train "training set, in data/"
@@ -66,6 +66,7 @@ start_recipe() {
     [ -n "$ssl_model" ] || require "$ssl_config" "--ssl_config, for pretraining; or give an SSL model with --ssl_model"
     . ./path.sh
     sampling_rate=16000
+    results=${results:-$expdir/RESULTS.md}
     raw=$dumpdir/raw
     tokens=$dumpdir/tokens
     ssl=${ssl_model:-$expdir/ssl/model}

@@ -105,5 +105,6 @@ if begin_stage 7 "table of results"; then
         --sets "${test_sets[*]}" --seeds "$seeds" --title "$title" \
         --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" --curves "$expdir/curves.png" \
         ${published:+--published "$published"}
+    log "the table: $PWD/$results"
     end_stage
 fi
