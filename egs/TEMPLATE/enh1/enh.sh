@@ -42,8 +42,10 @@ prepare_enhancement() {
     if [ -n "$enh_checkpoint" ]; then
         run_here "$enh/import.log" "$python" -m posinv.bin.enh_import \
             --config "${enh_model:-$enh_config}" --checkpoint "$enh_checkpoint" --output_dir "$enh"
+        record_inputs "$enh/valid.loss.best.pth" "${enh_model:-$enh_config}" "$enh_checkpoint"
     else
-        train "$enh" "$enh_config" "$train/utt2num_samples" ${enh_model:+"$enh_model"} \
+        train "$enh" "$enh_config" ${enh_model:+"$enh_model"} \
+            "$train/utt2digest" "$valid/utt2digest" \
             -- "${enh_train[@]}" --config "$enh_config" --seed 1 ${enh_model:+--model_config "$enh_model"}
     fi
 }
@@ -51,8 +53,8 @@ prepare_enhancement() {
 finetune() {  # finetune CRITERION SEED
     local criterion=conf/criteria/$1.yaml ssl_files
     ssl_files_of "$ssl"
-    train "$expdir/seed$2/$1" "$finetune_config" "$criterion" "$train/utt2num_samples" \
-        "$enh/config.yaml" "$enh/valid.loss.best.pth" "${ssl_files[@]}" \
+    train "$expdir/seed$2/$1" "$finetune_config" "$criterion" "$train/utt2digest" \
+        "$valid/utt2digest" "$enh/config.yaml" "$enh/valid.loss.best.pth" "${ssl_files[@]}" \
         -- "${enh_train[@]}" --config "$finetune_config" --seed "$2" \
         --criterion_file "$criterion" --ssl "$ssl" \
         --model_config "$enh/config.yaml" --init_param "$enh/valid.loss.best.pth"
@@ -62,7 +64,8 @@ enhance() {  # enhance SYSTEM SEED: the test sets, with their scores
     local out=$expdir/seed$2/$1/enhanced model scp=$raw/test_all/wav.scp
     model=$(enhancement_of "$1" "$2")
     if [ -n "$model" ]; then
-        run_parts "$out" "$scp" "$model/config.yaml" "$model/valid.loss.best.pth" \
+        run_parts "$out" "$scp" "$raw/test_all/utt2digest" "$model/config.yaml" \
+            "$model/valid.loss.best.pth" \
             -- "$python" -m posinv.bin.enh_inference --ngpu "$inference_gpu" \
             --fs "$sampling_rate" --output_dir "$out/part{job}" \
             --data_path_and_name_and_type "$out/part{job}/list,speech_mix,sound" \
@@ -72,6 +75,7 @@ enhance() {  # enhance SYSTEM SEED: the test sets, with their scores
     fi
     run_job data "$out/score.log" "$python" -m posinv.bin.score_enh --ref_scp "$raw/test_all/spk1.scp" \
         --inf_scp "$scp" --utt2set "$raw/test_all/utt2set" --nj 1 --out "$out/scores.json"
+    record_inputs "$out/scores.json" "$raw/test_all/utt2digest" "$raw/test_all/utt2set" "$scp"
 }
 
 if begin_stage 1 "data"; then
@@ -128,6 +132,8 @@ if begin_stage 8 "PR and ASR heads, decode, PER, WER" eval; then
     end_stage
 fi
 if begin_stage 9 "table of results"; then
+    check_records "$enh"
+    check_systems
     # shellcheck disable=SC2206  # a list
     rows=("noisy=noisy input" "enh=before fine-tuning" $criteria)
     enh_sets=()

@@ -80,7 +80,7 @@ format_sets() {
     # One list of all test sets, so that each system is enhanced and decoded by one command.
     rm -rf "$raw/test_all"
     mkdir -p "$raw/test_all.partial"
-    for file in wav.scp spk1.scp text phn utt2num_samples; do
+    for file in wav.scp spk1.scp text phn utt2num_samples utt2digest; do
         for set in "${test_sets[@]}"; do
             cat "$raw/$set/$file"
         done | LC_ALL=C sort > "$raw/test_all.partial/$file"

@@ -6,6 +6,7 @@
 . ./cmd.sh
 . scripts/options.sh
 . scripts/stages.sh
+. scripts/records.sh
 . scripts/jobs.sh
 . scripts/train.sh
 . scripts/data.sh
