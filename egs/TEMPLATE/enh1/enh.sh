@@ -14,7 +14,7 @@ opt enh_model "" "another enhancement model in its place, such as conf/enh/tfgri
 opt enh_checkpoint "" "weights of the enhancement model, a released DEMUCS's or an ESPnet training's; empty: pretrain it here"
 opt finetune_config conf/finetune.yaml "configuration of fine-tuning, without model and criterion" file
 opt criteria "ssl_mse ssl_mse_pad ssl_softdtw ssl_xcorr" "criteria to fine-tune with, each in conf/criteria/<name>.yaml" yaml_in conf/criteria
-opt test_conditions "clean seen unseen shift rate" "conditions of the test sets" some_of clean seen unseen shift rate
+opt test_conditions "clean seen unseen shift rate" "conditions of the test sets" some_of clean seen unseen shift rate noisy
 start_recipe "$@"
 
 systems="noisy enh $criteria"
@@ -83,13 +83,22 @@ if begin_stage 1 "data"; then
     end_stage
 fi
 if begin_stage 2 "noisy sets"; then
-    noisy "$train_set" noisy seen "$train_snrs" --copies "$noisy_copies"
-    noisy "$valid_set" noisy seen "$train_snrs"
-    make_noisy_test_sets
+    if [ "$mix_noise" = true ]; then
+        noisy "$train_set" noisy seen "$train_snrs" --copies "$noisy_copies"
+        noisy "$valid_set" noisy seen "$train_snrs"
+        make_noisy_test_sets
+    fi
     end_stage
 fi
 if begin_stage 3 "format to $raw, token lists"; then
-    format_sets "${train_set}_noisy" "${valid_set}_noisy"
+    for set in "$train_set" "$valid_set"; do
+        if [ "$mix_noise" = true ]; then
+            format "${set}_noisy" "${set}_noisy"
+        else
+            format "$set" "${set}_noisy"
+        fi
+    done
+    format_sets
     end_stage
 fi
 # At the same time, where --train_nj allows it: they do not depend on each other.
@@ -138,7 +147,7 @@ if begin_stage 9 "table of results"; then
     rows=("noisy=noisy input" "enh=before fine-tuning" $criteria)
     enh_sets=()
     for condition in "${conditions[@]}"; do
-        case $condition in seen | unseen) enh_sets+=("${test_set}_$condition") ;; esac
+        case $condition in seen | unseen | noisy) enh_sets+=("${test_set}_$condition") ;; esac
     done
     "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems "${rows[@]}" \
         --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \

@@ -9,7 +9,7 @@ last_stage=7
 
 opt ssft_config conf/ssft.yaml "configuration of fine-tuning, without the method; empty: the method's file is the whole configuration" file
 opt methods "soft_dtw mse laser" "methods to fine-tune with, each in conf/methods/<name>.yaml" yaml_in conf/methods
-opt test_conditions clean "conditions of the test sets" some_of clean seen unseen shift rate
+opt test_conditions clean "conditions of the test sets" some_of clean seen unseen shift rate noisy
 start_recipe "$@"
 
 systems="base $methods"
@@ -77,7 +77,6 @@ if begin_stage 2 "noise"; then
     end_stage
 fi
 if begin_stage 3 "format to $raw, token lists"; then
-    # shellcheck disable=SC2119  # no further sets
     format_sets
     end_stage
 fi
