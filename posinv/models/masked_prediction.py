@@ -126,7 +126,7 @@ class MaskedPredictionModel(nn.Module):
         if self.unmasked_weight:
             seen = ~mask & valid_mask(frames, mask.size(1), mask.device)
             seen_logits = self._logits(output[seen])
-            # Divided by the number of masked frames, as the loss of masked frames is: that number is
+            # Divided by the number of masked frames, as the masked frames' loss is: that number is
             # the batch's weight, by which ESPnet averages the parts of a batch.
             unmasked = F.cross_entropy(seen_logits, units[seen], reduction="sum")
             loss = loss + self.unmasked_weight * unmasked / mask.sum()

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from posinv.errors import InputError
@@ -143,9 +142,7 @@ def _masked(model: _Module, x: Tensor, time_mask: Tensor) -> Tensor:
     return torch.where(time_mask[:, :, None], model.masked_spec_embed.to(x.dtype), x)
 
 
-def _call(
-    layer: GradientCheckpointingLayer, forward: Callable, x: Tensor, *args: Tensor | None
-) -> Tensor:
+def _call(layer: _Module, forward: Callable, x: Tensor, *args: Tensor | None) -> Tensor:
     """Call a layer of ``transformers``, with gradient checkpointing if that is enabled.
 
     Args:

@@ -95,7 +95,7 @@ def check_layer(config: PreTrainedConfig, layer: int | None) -> int:
 def norm_is_last(config: PreTrainedConfig) -> bool:
     """Whether the encoder's layer norm comes after the layers (Large models), not before them.
 
-    If so, it turns the last hidden state into the model's output, and no hidden state depends on it.
+    If so, it turns the last hidden state into the model's output. No hidden state depends on it.
     """
     return config.model_type != "data2vec-audio" and config.do_stable_layer_norm
 
