@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from espnet2.enh.loss.criterions.time_domain import TimeDomainLoss
+from torch import Tensor, nn
 
 from posinv.augment.pad import ZeroPad
 from posinv.augment.speed import SpeedPerturb
@@ -47,7 +48,7 @@ class SSLCriterion(TimeDomainLoss, ABC):
         self.ssl_name_or_path = ssl
         self.layer = check_layer(load_config(ssl), layer)
         self.utt_ids: Sequence[str] | None = None
-        self.lengths: torch.Tensor | None = None
+        self.lengths: Tensor | None = None
         self._upstream: Frozen | None = None
 
     @property
@@ -57,15 +58,11 @@ class SSLCriterion(TimeDomainLoss, ABC):
             self._upstream = Frozen(SSLUpstream(self.ssl_name_or_path))
         return self._upstream
 
-    def features(
-        self, waves: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def features(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the layer's features ``(B, F, D)``, zero past the frame lengths ``(B,)``."""
-        return cast(
-            tuple[torch.Tensor, torch.Tensor], self.upstream(waves, lengths, layer=self.layer)
-        )
+        return cast(tuple[Tensor, Tensor], self.upstream(waves, lengths, layer=self.layer))
 
-    def forward(self, ref: torch.Tensor, inf: torch.Tensor) -> torch.Tensor:
+    def forward(self, ref: Tensor, inf: Tensor) -> Tensor:
         """Return the loss ``(B,)`` of enhanced ``inf (B, T)`` against clean ``ref (B, T)``.
 
         Raises:
@@ -83,9 +80,7 @@ class SSLCriterion(TimeDomainLoss, ABC):
         return self.compare(ref, inf, lengths.to(ref.device), keys)
 
     @abstractmethod
-    def compare(
-        self, ref: torch.Tensor, inf: torch.Tensor, lengths: torch.Tensor, keys: Sequence[str]
-    ) -> torch.Tensor:
+    def compare(self, ref: Tensor, inf: Tensor, lengths: Tensor, keys: Sequence[str]) -> Tensor:
         """Return the loss ``(B,)`` of ``inf`` against ``ref``, both ``(B, T)``.
 
         Args:
@@ -96,7 +91,24 @@ class SSLCriterion(TimeDomainLoss, ABC):
         """
 
 
-class SSLMSECriterion(SSLCriterion):
+class CleanReferenceCriterion(SSLCriterion):
+    """Base class of the criteria that use the clean speech as it is.
+
+    Attributes:
+        loss: a loss of the clean features, the enhanced features and their frame lengths.
+    """
+
+    loss: nn.Module
+
+    def compare(self, ref: Tensor, inf: Tensor, lengths: Tensor, keys: Sequence[str]) -> Tensor:
+        """Compare the features of both signals."""
+        with torch.no_grad():
+            x, frame_lengths = self.features(ref, lengths)
+        x_enh, _ = self.features(inf, lengths)
+        return self.loss(x, x_enh, frame_lengths)
+
+
+class SSLMSECriterion(CleanReferenceCriterion):
     """``ssl_mse``: see :func:`~posinv.losses.functional.ssl_mse`.
 
     Args:
@@ -108,15 +120,6 @@ class SSLMSECriterion(SSLCriterion):
     ) -> None:
         super().__init__(ssl, layer, name, only_for_test)
         self.loss = SSLMSE()
-
-    def compare(
-        self, ref: torch.Tensor, inf: torch.Tensor, lengths: torch.Tensor, keys: Sequence[str]
-    ) -> torch.Tensor:
-        """Compare frame by frame."""
-        with torch.no_grad():
-            x, frame_lengths = self.features(ref, lengths)
-        x_enh, _ = self.features(inf, lengths)
-        return self.loss(x, x_enh, frame_lengths)
 
 
 class SSLMSEPadCriterion(SSLCriterion):
@@ -144,9 +147,7 @@ class SSLMSEPadCriterion(SSLCriterion):
         self.zero_pad = ZeroPad(low, high, hop(load_config(ssl)))
         self.loss = SSLMSEPad()
 
-    def compare(
-        self, ref: torch.Tensor, inf: torch.Tensor, lengths: torch.Tensor, keys: Sequence[str]
-    ) -> torch.Tensor:
+    def compare(self, ref: Tensor, inf: Tensor, lengths: Tensor, keys: Sequence[str]) -> Tensor:
         """Compare frame by frame, with the reference shifted back by its padding."""
         padded, padded_lengths, hops = self.zero_pad(ref, lengths, keys)
         with torch.no_grad():
@@ -188,9 +189,7 @@ class SSLSoftDTWCriterion(SSLCriterion):
             gamma, divergence, cost, bandwidth, normalize_features, normalize_length
         )
 
-    def compare(
-        self, ref: torch.Tensor, inf: torch.Tensor, lengths: torch.Tensor, keys: Sequence[str]
-    ) -> torch.Tensor:
+    def compare(self, ref: Tensor, inf: Tensor, lengths: Tensor, keys: Sequence[str]) -> Tensor:
         """Align the enhanced speech with the reference at another speed."""
         with torch.no_grad():
             x, x_lengths = self.features(*self.speed(ref, lengths, keys))
@@ -198,7 +197,7 @@ class SSLSoftDTWCriterion(SSLCriterion):
         return self.loss(x_enh, x, enh_lengths, x_lengths)
 
 
-class SSLXCorrCriterion(SSLCriterion):
+class SSLXCorrCriterion(CleanReferenceCriterion):
     """``ssl_xcorr``: see :func:`~posinv.losses.functional.ssl_xcorr`.
 
     Args:
@@ -218,15 +217,6 @@ class SSLXCorrCriterion(SSLCriterion):
     ) -> None:
         super().__init__(ssl, layer, name, only_for_test)
         self.loss = SSLXCorr(max_lag, temperature)
-
-    def compare(
-        self, ref: torch.Tensor, inf: torch.Tensor, lengths: torch.Tensor, keys: Sequence[str]
-    ) -> torch.Tensor:
-        """Correlate the two feature sequences at every lag."""
-        with torch.no_grad():
-            x, frame_lengths = self.features(ref, lengths)
-        x_enh, _ = self.features(inf, lengths)
-        return self.loss(x, x_enh, frame_lengths)
 
 
 CRITERIA: dict[str, type[SSLCriterion]] = {
