@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.data.files import write_whole
+from posinv.data.files import atomic_file, write_atomic
 from posinv.scoring.text import error_rate, read_transcripts
 
 
@@ -30,12 +30,12 @@ def main() -> None:
     best = min(rates, key=rates.__getitem__)
     for head, rate in rates.items():
         print(f"{head}: {args.unit} error rate {rate:.2f} %{', the best' * (head == best)}")
-    write_whole(
+    write_atomic(
         args.out.with_suffix(".json"),
         json.dumps({head.name: rate for head, rate in rates.items()}, indent=2) + "\n",
     )
-    args.out.unlink(missing_ok=True)
-    args.out.symlink_to(best.name)
+    with atomic_file(args.out) as temporary:
+        temporary.symlink_to(best.name)
 
 
 if __name__ == "__main__":

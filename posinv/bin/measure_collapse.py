@@ -9,7 +9,7 @@ import torch
 
 from posinv.bin.cli import run
 from posinv.data.audio import SAMPLING_RATE, read_audio
-from posinv.data.files import write_whole
+from posinv.data.files import write_atomic
 from posinv.data.tables import read_table
 from posinv.losses.functional import effective_rank, frame_distance
 from posinv.ssl.upstream import SSLUpstream
@@ -34,7 +34,7 @@ def main() -> None:
         hidden, frames = upstream(wave[None], [len(wave)], layer=-1)
         found["frame_distance"].append(frame_distance(hidden, frames).item())
         found["effective_rank"].append(effective_rank(hidden, frames).item())
-    write_whole(
+    write_atomic(
         args.out, json.dumps({name: fmean(values) for name, values in found.items()}) + "\n"
     )
 

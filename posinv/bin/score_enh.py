@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.data.files import write_whole
+from posinv.data.files import write_atomic
 from posinv.scoring.enhancement import ENHANCEMENT_METRICS, score_enhancement
 
 
@@ -36,8 +36,8 @@ def main() -> None:
     )
     columns = ("utterance", "set", *ENHANCEMENT_METRICS)
     lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
-    write_whole(args.out.with_suffix(".tsv"), "".join("\t".join(line) + "\n" for line in lines))
-    write_whole(args.out, json.dumps(means, indent=2) + "\n")
+    write_atomic(args.out.with_suffix(".tsv"), "".join("\t".join(line) + "\n" for line in lines))
+    write_atomic(args.out, json.dumps(means, indent=2) + "\n")
 
 
 if __name__ == "__main__":

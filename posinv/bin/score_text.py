@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from posinv.bin.cli import run
-from posinv.data.files import write_whole
+from posinv.data.files import write_atomic
 from posinv.scoring.text import score_text
 
 
@@ -31,8 +31,8 @@ def main() -> None:
     """Run the command."""
     args = get_parser().parse_args()
     scores, alignments = score_text(args.ref, args.hyp, args.utt2set, args.unit)
-    write_whole(args.out.with_suffix(".txt"), alignments)
-    write_whole(args.out, json.dumps(scores, indent=2) + "\n")
+    write_atomic(args.out.with_suffix(".txt"), alignments)
+    write_atomic(args.out, json.dumps(scores, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from posinv.augment.draws import generator
 from posinv.corpora.lexicon import Lexicon
-from posinv.data.directory import DataDir, whole_directory
+from posinv.data.directory import DataDir
+from posinv.data.files import atomic_folder
 from posinv.errors import InputError
 
 AUDIO = {"train": "an4_clstk", "test": "an4test_clstk"}  # folders of wav/
@@ -120,7 +121,7 @@ def prepare(an4: Path | str, out: Path | str, dev_fraction: float = 0.1, seed: i
     lexicon = Lexicon.read(an4 / "etc" / "an4.dic", g2p=False)
     with ExitStack() as stack:
         for split, utterances in found.items():
-            fresh = stack.enter_context(whole_directory(Path(out) / split))
+            fresh = stack.enter_context(atomic_folder(Path(out) / split, replaces="wav.scp"))
             wav: dict[str, str] = {}
             text: dict[str, str] = {}
             utt2spk: dict[str, str] = {}

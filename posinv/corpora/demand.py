@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from posinv.data.audio import SAMPLING_RATE, read_audio, write_audio
-from posinv.data.directory import whole_directory
+from posinv.data.files import atomic_folder
 from posinv.data.tables import write_table
 from posinv.errors import InputError
 
@@ -47,7 +47,7 @@ def prepare(demand: Path | str, out: Path | str) -> dict[str, float]:
     minutes = {}
     for split, names in (("seen", SEEN), ("unseen", UNSEEN)):
         samples = 0
-        with whole_directory(out / split) as fresh:
+        with atomic_folder(out / split, replaces="wav.scp") as fresh:
             for name in names:
                 x = read_audio(str(demand / name / "ch01.wav"), SAMPLING_RATE, resample=True)
                 x = x / max(1.0, np.abs(x).max())  # resampling may overshoot

@@ -11,7 +11,8 @@ import soxr
 
 from posinv.augment.draws import generator
 from posinv.data.audio import SAMPLING_RATE, read_audio, write_audio
-from posinv.data.directory import DataDir, whole_directory
+from posinv.data.directory import DataDir
+from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.errors import InputError
 
@@ -129,7 +130,7 @@ def prepare(
     with ExitStack() as stack:
         for split, speakers in splits.items():
             final = Path(out) / split
-            fresh = stack.enter_context(whole_directory(final))
+            fresh = stack.enter_context(atomic_folder(final, replaces="wav.scp"))
             (fresh / "audio").mkdir()
             share = wanted[split] * 60 * SAMPLING_RATE / len(speakers)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from posinv.corpora.lexicon import Lexicon
 from posinv.data.audio import open_recording, write_audio
-from posinv.data.directory import DataDir, refuse_overlap, whole_directory
+from posinv.data.directory import DataDir, refuse_overlap
+from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import read_table
 from posinv.errors import InputError
@@ -99,7 +100,7 @@ def import_kaldi(
     spk1 = audio.get("spk1", wav) if segments is None else placeholder
     names = {utt: _utterance_id(utt, speaker, src) for utt, speaker in utt2spk.items()}
     DataDir(wav, spk1, text, phn, utt2spk).check_lists(src)
-    with whole_directory(out) as fresh:
+    with atomic_folder(out, replaces="wav.scp") as fresh:
         if segments is not None:
             (fresh / "audio").mkdir()
             jobs = [
@@ -157,7 +158,7 @@ def import_cuts(src: Path | str, out: Path | str, lexicon: Lexicon | None, nj: i
                 raise InputError(f"{src}: supervision {utt}: no text: leave it out of the cuts")
     phn = _phonemes(text, lexicon, src)
     names = {utt: _utterance_id(utt, speaker, src) for utt, speaker in utt2spk.items()}
-    with whole_directory(out) as fresh:
+    with atomic_folder(out, replaces="wav.scp") as fresh:
         (fresh / "audio").mkdir()
 
         def save(cut: "MonoCut") -> None:

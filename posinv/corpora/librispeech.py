@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from posinv.corpora.lexicon import Lexicon
-from posinv.data.directory import DataDir, whole_directory
+from posinv.data.directory import DataDir
+from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.errors import InputError
 
@@ -36,7 +37,7 @@ def prepare(
     chapters = sorted(path for path in root.glob("*/*") if path.is_dir())
     wav: dict[str, str] = {}
     text: dict[str, str] = {}
-    with whole_directory(out) as fresh:
+    with atomic_folder(out, replaces="wav.scp") as fresh:
         for audio, transcripts in map_parallel(_read_chapter, chapters, nj):
             wav |= audio
             text |= transcripts

@@ -15,7 +15,8 @@ import soxr
 
 from posinv.augment.draws import generator
 from posinv.data.audio import SAMPLING_RATE, write_audio
-from posinv.data.directory import DataDir, whole_directory
+from posinv.data.directory import DataDir
+from posinv.data.files import atomic_folder
 from posinv.errors import InputError
 
 SPLITS = ("train", "dev", "test")
@@ -191,7 +192,7 @@ def prepare(
     written = {}
     with ExitStack() as stack:
         for split, value in wanted.items():
-            fresh = stack.enter_context(whole_directory(out / split))
+            fresh = stack.enter_context(atomic_folder(out / split, replaces="wav.scp"))
             written[split] = _prepare_split(split, fresh, out / split, value, seed, nj)
     return written
 

@@ -1,7 +1,6 @@
 """Read and write single-channel audio: files, kaldiio archives and pipes."""
 
 import io
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from posinv.data.files import atomic_file
 from posinv.errors import InputError
 
 SAMPLING_RATE = 16000  # Hz, of every model here
@@ -131,12 +131,8 @@ def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
     if not x.size or not np.abs(x).max() <= 1:
         raise InputError(f"{path}: no samples, or samples beyond [-1, 1] that would clip: scale")
     pcm = np.clip(np.rint(x * 32768.0), -32768, 32767).astype(np.int16)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        soundfile.write(temporary, pcm, sampling_rate, "PCM_16", format=path.suffix[1:].upper())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        soundfile.write(temporary, pcm, sampling_rate, "PCM_16")
 
 
 def _require_content(path: Path) -> None:

@@ -15,7 +15,6 @@ What is above 8 kHz in the input is not in the output: the models work at 16 kHz
 import io
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ import soxr
 
 from posinv.data.audio import SAMPLING_RATE, load_audio
 from posinv.data.directory import refuse_overlap
+from posinv.data.files import atomic_file
 from posinv.data.tables import read_table
 from posinv.errors import InputError
 
@@ -145,23 +145,20 @@ class Enhancer:
         audio = _open(source)
         file_format, subtype = _encoding(audio, destination)
         samples = clipped = 0
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
-        try:
-            with soundfile.SoundFile(
+        with (
+            atomic_file(destination) as temporary,
+            soundfile.SoundFile(
                 temporary, "w", audio.sampling_rate, audio.channels, subtype, format=file_format
-            ) as file:
-                for block in self._enhance(audio):
-                    if subtype not in FLOAT_SUBTYPES:
-                        clipped += np.count_nonzero(np.abs(block) > 1)
-                        block = block.clip(-1, 1)
-                    file.write(block)
-                    samples += len(block)
-                    if progress:
-                        progress(len(block) / audio.sampling_rate)
-            temporary.replace(destination)
-        finally:
-            temporary.unlink(missing_ok=True)
+            ) as file,
+        ):
+            for block in self._enhance(audio):
+                if subtype not in FLOAT_SUBTYPES:
+                    clipped += np.count_nonzero(np.abs(block) > 1)
+                    block = block.clip(-1, 1)
+                file.write(block)
+                samples += len(block)
+                if progress:
+                    progress(len(block) / audio.sampling_rate)
         if clipped:
             logging.warning(
                 "%s: %d samples passed full scale and were clipped: scale the input down, or "
