@@ -3,20 +3,17 @@
 A link to the best is made; ``<out>.json`` has every head's error rate.
 """
 
-import argparse
 import json
 from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.files import atomic_file, write_atomic
 from posinv.scoring.text import error_rate, read_transcripts
 
 
 def main() -> None:
     """Score each head's decoding, print the rates, and link the best; the first of equals."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--heads", nargs="+", type=Path, required=True, help="training directories")
     parser.add_argument("--decoded", default="decode_valid/text", help="its name in each")
     parser.add_argument("--ref", type=Path, required=True, help="references, as in data/*/text")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.checkpoint import load_weights, read_checkpoint
 from posinv.data.files import atomic_file, write_atomic
 from posinv.espnet.separator import DemucsSeparator
@@ -41,7 +41,7 @@ def build(config: Path, checkpoint: Path, output_dir: Path) -> tuple[argparse.Na
 
 def main() -> None:
     """Build the model of ``--config`` with the weights of ``--checkpoint`` and save it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_parser(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML that names the model")
     parser.add_argument("--checkpoint", type=Path, required=True, help="its weights")
     parser.add_argument("--output_dir", type=Path, required=True)

@@ -5,7 +5,6 @@ Kaldi list, *.scp (to <id>.wav each, and a wav.scp of them). Sampling rate and c
 file's own, as do format and subtype unless --format is given.
 """
 
-import argparse
 import logging
 import time
 from pathlib import Path
@@ -13,16 +12,14 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.tables import write_table
 from posinv.inference.enhancer import Enhancer, plan_enhancement
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", type=Path, help="audio file, folder, or .scp list")
     add("--model", type=Path, required=True, help="training directory of enh_train")
@@ -33,12 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--segment", type=float, default=10.0, help="seconds the model hears at a time")
     add("--overlap", type=float, default=1.0, help="seconds that segments share, cross-faded")
     add("--overwrite", action="store_true", help="replace existing outputs")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
     jobs = plan_enhancement(args.inputs, args.out, args.format, args.overwrite)
     device = "cuda" if args.ngpu else "cpu"

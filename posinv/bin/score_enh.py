@@ -1,19 +1,16 @@
 """Score enhanced speech: SI-SDR, STOI and PESQ of each test set, and of each utterance."""
 
-import argparse
 import json
 from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.files import write_atomic
 from posinv.scoring.enhancement import ENHANCEMENT_METRICS, score_enhancement
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     parser.add_argument("--ref_scp", type=Path, required=True, help="clean references")
     parser.add_argument("--inf_scp", type=Path, required=True, help="enhanced speech")
     parser.add_argument("--utt2set", type=Path, required=True, help="'<id> <test set>' lines")
@@ -25,12 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     means, rows = score_enhancement(
         args.ref_scp, args.inf_scp, args.utt2set, args.sampling_rate, args.nj
     )

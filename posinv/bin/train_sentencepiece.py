@@ -1,12 +1,11 @@
 """Train a sentencepiece model on the transcripts of a data directory."""
 
-import argparse
 import io
 from pathlib import Path
 
 import sentencepiece
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.files import write_atomic
 from posinv.data.tables import read_table
 from posinv.errors import InputError
@@ -14,9 +13,7 @@ from posinv.errors import InputError
 
 def main() -> None:
     """Write ``--out``, a unigram model of ``--size`` pieces."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--text", type=Path, required=True, help="Kaldi-style text")
     parser.add_argument("--size", type=int, default=100, help="number of pieces")
     parser.add_argument("--out", type=Path, required=True, help="the model")
