@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from posinv.data.files import write_whole
+from posinv.data.files import write_atomic
 from posinv.errors import InputError
 from posinv.report.results import markdown_table, provenance
 
@@ -48,6 +48,6 @@ def write_benchmark(
     text = io.StringIO()
     text.writelines(f"# {line}\n" for line in origin.splitlines())
     csv.writer(text, lineterminator="\n").writerows([columns, *records])
-    write_whole(path, text.getvalue())
+    write_atomic(path, text.getvalue())
     print(origin)
     print(markdown_table(columns, records), end="")

@@ -25,6 +25,13 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(1)
 
 
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help has the module docstring ``description`` and the defaults."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
 def corpus_parser(
     description: str | None, minutes: float, dev_minutes: float, test_minutes: float
 ) -> argparse.ArgumentParser:
@@ -32,9 +39,7 @@ def corpus_parser(
 
     The defaults given are minutes of speech in each.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_parser(description)
     add = parser.add_argument
     add("--out", type=Path, default=Path("data"), help="parent of the data directories")
     add("--minutes", type=float, default=minutes, help="of training speech, at least")
@@ -47,9 +52,7 @@ def corpus_parser(
 
 def results_parser(description: str | None, experiments: str) -> argparse.ArgumentParser:
     """Return the options of a command that writes results; ``experiments`` tells what it reads."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_parser(description)
     add = parser.add_argument
     add("--expdir", type=Path, required=True, help=f"experiments: {experiments}")
     add("--sets", type=names, required=True, help="test sets of PER and WER, one argument: 'A B'")

@@ -4,7 +4,6 @@ One process decodes a list with all heads, since its start takes longer than the
 small test set.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 from tqdm import tqdm
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.audio import SAMPLING_RATE, read_audio
 from posinv.data.tables import read_table, write_table
 from posinv.errors import InputError
@@ -68,9 +67,7 @@ class Head:
 
 def main() -> None:
     """Decode one list with every head; each head's transcripts go into a file of its own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--heads", nargs="+", type=Path, required=True, help="training directories")
     parser.add_argument("--checkpoint", default="valid.cer_ctc.best.pth", help="file in each")
     parser.add_argument("--wav_scp", type=Path, required=True, help="audio to decode, 16 kHz")

@@ -1,18 +1,15 @@
 """Download a file, resuming where an earlier run broke off, and unpack it if it is an archive."""
 
-import argparse
 import logging
 from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.corpora.download import UNPACKED, check_archive_name, download, extract, is_extracted
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--url", required=True, help="http, https or file address")
     add("--out", type=Path, required=True, help="file to write; kept if it is there and right")
@@ -23,12 +20,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=float,
         help=f"space for unpacking that must be free, in GB; default {UNPACKED} x the file's size",
     )
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
     if args.extract:
         check_archive_name(args.out)

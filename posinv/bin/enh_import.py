@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.checkpoint import load_weights, read_checkpoint
+from posinv.data.files import atomic_file, write_atomic
 from posinv.espnet.separator import DemucsSeparator
 from posinv.espnet.tasks.enh import EnhancementTask, read_model
 from posinv.models.demucs import read_release
@@ -39,8 +40,8 @@ def build(config: Path, checkpoint: Path, output_dir: Path) -> tuple[argparse.Na
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Build the model of ``--config`` with the weights of ``--checkpoint`` and save it."""
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--config",
         type=Path,
@@ -51,12 +52,13 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="directory to write")
     args = parser.parse_args()
     train_args, state = build(args.config, args.checkpoint, args.output_dir)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.output_dir / "valid.loss.best.pth"
-    torch.save(state, checkpoint.with_suffix(".partial"))
-    with (args.output_dir / "config.yaml").open("w", encoding="utf-8") as file:
-        yaml.safe_dump(vars(train_args), file, sort_keys=False)
-    checkpoint.with_suffix(".partial").replace(checkpoint)
+    write_atomic(args.output_dir / "config.yaml", yaml.safe_dump(vars(train_args), sort_keys=False))
+    # torch writes the name of a path into the file, but not that of a stream
+    with (
+        atomic_file(args.output_dir / "valid.loss.best.pth") as temporary,
+        temporary.open("wb") as file,
+    ):
+        torch.save(state, file)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ with a wav.scp. A file's sampling rate and channels stay as they are; so do its 
 unless --format is given.
 """
 
-import argparse
 import logging
 import time
 from pathlib import Path
@@ -14,16 +13,14 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.tables import write_table
 from posinv.inference.enhancer import Enhancer, plan_enhancement
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", type=Path, help="audio file, folder, or .scp list")
     add("--model", type=Path, required=True, help="training directory of enh_train")
@@ -39,12 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="seconds of overlap of two segments, which are cross-faded",
     )
     add("--overwrite", action="store_true", help="replace existing outputs")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
     jobs = plan_enhancement(args.inputs, args.out, args.format, args.overwrite)
     device = "cuda" if args.ngpu else "cpu"

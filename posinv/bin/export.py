@@ -4,20 +4,17 @@
 model card, README.md, which says how to load the model.
 """
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.inference.export import export
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     parser.add_argument("--exp", type=Path, required=True, help="the training's --output_dir")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to write; must be new or empty"
@@ -34,12 +31,7 @@ def get_parser() -> argparse.ArgumentParser:
         "it is taken from that model's own card",
     )
     parser.add_argument("--name", help="title of the card; by default the name of --out")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     export(**vars(args), command=shlex.join(["python", "-m", "posinv.bin.export", *sys.argv[1:]]))
 
 

@@ -1,17 +1,14 @@
 """Decode a data directory's audio into one file an utterance (data/X to dump/raw/X)."""
 
-import argparse
 from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.directory import format_data
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     parser.add_argument("--src", type=Path, required=True, help="data directory to read")
     parser.add_argument("--out", type=Path, required=True, help="data directory to write")
     parser.add_argument("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
@@ -21,12 +18,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--min_samples", type=int, help="shortest utterance (one frame of 25 ms unless given)"
     )
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     samples, scaled = format_data(**vars(args))
     note = f"; {scaled} utterances scaled to a peak of 1 after resampling" if scaled else ""
     print(f"{args.out}: {samples / args.sampling_rate / 60:.1f} minutes{note}")

@@ -1,18 +1,15 @@
 """Write a folder of synthetic noise recordings, one a type, listed in its wav.scp."""
 
-import argparse
 from pathlib import Path
 
 from posinv.augment.noise import NOISES
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.corpora.noisy import SEEN, write_noise
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder to write")
     add("--noise_types", default=" ".join(SEEN), help=f"of: {' '.join(NOISES)} babble")
@@ -22,12 +19,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
     add("--resample", action="store_true", help="resample speech of other rates")
     add("--nj", type=int, default=2, help="number of processes")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     count = write_noise(
         args.out,
         args.noise_types.split(),

@@ -1,15 +1,14 @@
 """Measure how far an SSL model's last layer has collapsed: frame distance and effective rank."""
 
-import argparse
 import json
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.audio import SAMPLING_RATE, read_audio
-from posinv.data.files import write_whole
+from posinv.data.files import write_atomic
 from posinv.data.tables import read_table
 from posinv.losses.functional import effective_rank, frame_distance
 from posinv.ssl.upstream import SSLUpstream
@@ -18,9 +17,7 @@ from posinv.ssl.upstream import SSLUpstream
 @torch.inference_mode()
 def main() -> None:
     """Measure each utterance, see ``posinv.losses.functional``, and write the means as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--ssl", required=True, help="the SSL model: hub name or folder")
     parser.add_argument("--wav_scp", type=Path, required=True, help="utterances, 16 kHz")
     parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
@@ -34,7 +31,7 @@ def main() -> None:
         hidden, frames = upstream(wave[None], [len(wave)], layer=-1)
         measures["frame_distance"].append(frame_distance(hidden, frames).item())
         measures["effective_rank"].append(effective_rank(hidden, frames).item())
-    write_whole(
+    write_atomic(
         args.out, json.dumps({name: fmean(values) for name, values in measures.items()}) + "\n"
     )
 

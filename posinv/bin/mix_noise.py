@@ -1,18 +1,15 @@
 """Write a noisy copy of a clean data directory, with a manifest of what was drawn."""
 
-import argparse
 from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.corpora.noisy import NOISE_TYPES, SEEN, Mixing, mix_noise
 from posinv.errors import InputError
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, required=True, help="clean data directory")
     add("--out", type=Path, required=True, help="noisy data directory to write")
@@ -28,12 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
     add("--resample", action="store_true", help="resample speech and recordings of other rates")
     add("--nj", type=int, default=2, help="number of processes")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     mixing = Mixing(
         noise_types=args.noise_types.split(),
         snrs=_numbers("--snrs", args.snrs),

@@ -1,12 +1,11 @@
 """Make the units that pretraining predicts: k-means clusters of MFCCs, one a 20 ms frame."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.audio import SAMPLING_RATE, read_audio
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import read_table, write_table
@@ -22,11 +21,9 @@ from posinv.data.units import (
 from posinv.errors import InputError
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     parser.add_argument("--wav_scp", type=Path, required=True, help="the audio, at 16 kHz")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to write units and kmeans.npz into"
@@ -43,12 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw and of k-means")
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     entries = read_table(args.wav_scp)
 
     def features(utt: str) -> np.ndarray:

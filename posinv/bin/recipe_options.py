@@ -1,10 +1,9 @@
 """Print a YAML file of recipe options for the shell: name and value in turn, each ended by NUL."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.files import read_yaml
 from posinv.errors import InputError
 
@@ -33,7 +32,7 @@ def _as_shell(path: Path, name: str, value: object) -> str:
 
 def main() -> None:
     """Print the options of the file given."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_parser(__doc__)
     parser.add_argument("config", type=Path, help="YAML file of recipe options")
     for pair in read_options(parser.parse_args().config).items():
         for text in pair:

@@ -1,19 +1,16 @@
 """Score enhanced speech: SI-SDR, STOI and PESQ of each test set, and of each utterance."""
 
-import argparse
 import json
 from pathlib import Path
 
-from posinv.bin.cli import run
-from posinv.data.files import write_whole
+from posinv.bin.cli import command_parser, run
+from posinv.data.files import write_atomic
 from posinv.scoring.enhancement import ENHANCEMENT_METRICS, score_enhancement
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     parser.add_argument("--ref_scp", type=Path, required=True, help="clean references")
     parser.add_argument("--inf_scp", type=Path, required=True, help="enhanced speech")
     parser.add_argument(
@@ -30,19 +27,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--sampling_rate", type=int, default=16000, help="sampling rate of all audio, in Hz"
     )
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     means, rows = score_enhancement(
         args.ref_scp, args.inf_scp, args.utt2set, args.sampling_rate, args.nj
     )
     columns = ("utterance", "set", *ENHANCEMENT_METRICS)
     lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
-    write_whole(args.out.with_suffix(".tsv"), "".join("\t".join(line) + "\n" for line in lines))
-    write_whole(args.out, json.dumps(means, indent=2) + "\n")
+    write_atomic(args.out.with_suffix(".tsv"), "".join("\t".join(line) + "\n" for line in lines))
+    write_atomic(args.out, json.dumps(means, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """Score transcripts: the error rate of each test set, and the alignments that have errors."""
 
-import argparse
 import json
 from pathlib import Path
 
-from posinv.bin.cli import run
-from posinv.data.files import write_whole
+from posinv.bin.cli import command_parser, run
+from posinv.data.files import write_atomic
 from posinv.scoring.text import score_text
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     parser.add_argument("--ref", type=Path, required=True, help="references, as in data/*/text")
     parser.add_argument("--hyp", type=Path, required=True, help="hypotheses, the same utterances")
     parser.add_argument(
@@ -28,15 +25,10 @@ def get_parser() -> argparse.ArgumentParser:
         required=True,
         help="JSON file for the error rate of each set; the alignments go into .txt beside it",
     )
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     scores, alignments = score_text(args.ref, args.hyp, args.utt2set, args.unit)
-    write_whole(args.out.with_suffix(".txt"), alignments)
-    write_whole(args.out, json.dumps(scores, indent=2) + "\n")
+    write_atomic(args.out.with_suffix(".txt"), alignments)
+    write_atomic(args.out, json.dumps(scores, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """Check a data directory: lists, transcripts and every audio file."""
 
-import argparse
 from pathlib import Path
 
-from posinv.bin.cli import run
+from posinv.bin.cli import command_parser, run
 from posinv.data.directory import validate
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="data directory")
     parser.add_argument("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
     for kind, name in (("phn", "phn"), ("word", "text"), ("char", "text")):
@@ -19,12 +16,7 @@ def get_parser() -> argparse.ArgumentParser:
             f"--{kind}_tokens", type=Path, help=f"token list that '{name}' must keep to"
         )
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
-    return parser
-
-
-def main() -> None:
-    """Run the command."""
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     lists = {"phn": args.phn_tokens, "word": args.word_tokens, "char": args.char_tokens}
     tokens = {kind: path for kind, path in lists.items() if path}
     samples = validate(args.directory, args.sampling_rate, tokens, args.nj)

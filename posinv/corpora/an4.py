@@ -8,30 +8,16 @@ and ``wav/an4test_clstk/...``, the pronunciations ``etc/an4.dic``. Test speakers
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from posinv.augment.draws import generator
 from posinv.corpora.lexicon import Lexicon
-from posinv.data.directory import DataDir, whole_directory
+from posinv.corpora.prepared import Contents, Prepared
+from posinv.data.directory import DataDir
+from posinv.data.files import atomic_folder
 from posinv.errors import InputError
 
 AUDIO = {"train": "an4_clstk", "test": "an4test_clstk"}  # folders of wav/
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What :func:`prepare` made.
-
-    Attributes:
-        utterances: how many, by split.
-        speakers: how many, by split.
-        left_out: audio files without a transcript, in no split.
-    """
-
-    utterances: dict[str, int]
-    speakers: dict[str, int]
-    left_out: list[Path]
 
 
 def read_transcripts(path: Path | str) -> dict[str, str]:
@@ -80,13 +66,15 @@ def draw_dev_speakers(speakers: Iterable[str], fraction: float, seed: int) -> se
     return {speakers[i] for i in order[:count]}
 
 
-def prepare(an4: Path | str, out: Path | str, dev_fraction: float = 0.1, seed: int = 0) -> Prepared:
+def prepare(
+    src: Path | str, out: Path | str, *, dev_fraction: float = 0.1, seed: int = 0
+) -> Prepared:
     """Write ``out/train``, ``out/dev`` and ``out/test``, which point at the SPHERE files.
 
     Validation speakers are drawn from the training set's (:func:`draw_dev_speakers`).
 
     Args:
-        an4: the corpus, with ``etc`` and ``wav``.
+        src: the corpus, with ``etc`` and ``wav``.
         out: parent of the three data directories; earlier ones are replaced.
         dev_fraction: share of the training speakers that become the validation set.
         seed: of that draw.
@@ -95,16 +83,16 @@ def prepare(an4: Path | str, out: Path | str, dev_fraction: float = 0.1, seed: i
         InputError: as :func:`read_transcripts` and :func:`draw_dev_speakers`; a transcript without
             audio; a word that isn't in the dictionary.
     """
-    an4 = Path(an4).resolve()
+    src = Path(src).resolve()
     left_out: list[Path] = []
     found: dict[str, dict[str, tuple[Path, str]]] = {}  # split: id: audio, words
     for split, folder in AUDIO.items():
-        transcripts = read_transcripts(an4 / "etc" / f"an4_{split}.transcription")
-        audio = {path.stem: path for path in sorted((an4 / "wav" / folder).rglob("*.sph"))}
+        transcripts = read_transcripts(src / "etc" / f"an4_{split}.transcription")
+        audio = {path.stem: path for path in sorted((src / "wav" / folder).rglob("*.sph"))}
         missing = sorted(transcripts.keys() - audio.keys())
         if missing:
             raise InputError(
-                f"{an4 / 'wav' / folder}: no {missing[0]}.sph, which has a transcript "
+                f"{src / 'wav' / folder}: no {missing[0]}.sph, which has a transcript "
                 f"({len(missing)} such): get the whole corpus"
             )
         left_out += [path for name, path in audio.items() if name not in transcripts]
@@ -117,10 +105,11 @@ def prepare(an4: Path | str, out: Path | str, dev_fraction: float = 0.1, seed: i
         for name in sorted(found["train"])
         if _speaker(name) in dev_speakers
     }
-    lexicon = Lexicon.read(an4 / "etc" / "an4.dic", g2p=False)
+    lexicon = Lexicon.read(src / "etc" / "an4.dic", g2p=False)
+    made = {}
     with ExitStack() as stack:
         for split, utterances in found.items():
-            fresh = stack.enter_context(whole_directory(Path(out) / split))
+            fresh = stack.enter_context(atomic_folder(Path(out) / split, replaces="wav.scp"))
             wav: dict[str, str] = {}
             text: dict[str, str] = {}
             utt2spk: dict[str, str] = {}
@@ -128,12 +117,10 @@ def prepare(an4: Path | str, out: Path | str, dev_fraction: float = 0.1, seed: i
                 first, speaker, last = name.split("-")
                 utt = f"{speaker}-{first}-{last}"
                 wav[utt], text[utt], utt2spk[utt] = str(path), said, speaker
-            DataDir(wav, wav, text, lexicon.transcribe_all(text), utt2spk).write(fresh)
-    return Prepared(
-        {split: len(utterances) for split, utterances in found.items()},
-        {split: len(set(map(_speaker, utterances))) for split, utterances in found.items()},
-        left_out,
-    )
+            data = DataDir(wav, wav, text, lexicon.transcribe_all(text), utt2spk)
+            data.write(fresh)
+            made[Path(out) / split] = Contents.of(data)
+    return Prepared(made, tuple(left_out))
 
 
 def _speaker(name: str) -> str:

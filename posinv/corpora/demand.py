@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from posinv.corpora.prepared import Contents, Prepared
 from posinv.data.audio import SAMPLING_RATE, read_audio, write_audio
-from posinv.data.directory import whole_directory
+from posinv.data.files import atomic_folder
 from posinv.data.tables import write_table
 from posinv.errors import InputError
 
@@ -22,38 +23,35 @@ SEEN = (
 UNSEEN = ("NFIELD", "NRIVER", "NPARK", "STRAFFIC", "SPSQUARE", "SCAFE")
 
 
-def prepare(demand: Path | str, out: Path | str) -> dict[str, float]:
+def prepare(src: Path | str, out: Path | str) -> Prepared:
     """Write channel 1 of every environment at 16 kHz: ``seen`` and ``unseen``.
 
     Args:
-        demand: DEMAND's folder, ``<environment>/ch01.wav``; other rates (SCAFE comes at 48 kHz
+        src: DEMAND's folder, ``<environment>/ch01.wav``; other rates (SCAFE comes at 48 kHz
             only) are resampled.
         out: parent of ``seen`` and ``unseen``, each with ``<environment>.flac`` and a ``wav.scp``
             that lists them; each appears whole or not at all, and replaces an earlier one.
 
-    Returns:
-        Minutes of noise in ``seen`` and ``unseen``.
-
     Raises:
         InputError: environments are missing, or a file isn't audio.
     """
-    demand, out = Path(demand), Path(out)
-    missing = [name for name in (*SEEN, *UNSEEN) if not (demand / name / "ch01.wav").is_file()]
+    src, out = Path(src), Path(out)
+    missing = [name for name in (*SEEN, *UNSEEN) if not (src / name / "ch01.wav").is_file()]
     if missing:
         raise InputError(
-            f"--demand {demand}: no ch01.wav of {' '.join(missing)}: fetch what is missing from "
-            f"https://zenodo.org/record/1227121 (wanted: {demand / missing[0] / 'ch01.wav'})"
+            f"{src}: no ch01.wav of {' '.join(missing)}: fetch what is missing from "
+            f"https://zenodo.org/record/1227121 (wanted: {src / missing[0] / 'ch01.wav'})"
         )
-    minutes = {}
+    made = {}
     for split, names in (("seen", SEEN), ("unseen", UNSEEN)):
         samples = 0
-        with whole_directory(out / split) as fresh:
+        with atomic_folder(out / split, replaces="wav.scp") as fresh:
             for name in names:
-                x = read_audio(str(demand / name / "ch01.wav"), SAMPLING_RATE, resample=True)
+                x = read_audio(str(src / name / "ch01.wav"), SAMPLING_RATE, resample=True)
                 x = x / max(1.0, np.abs(x).max())  # resampling may overshoot
                 write_audio(fresh / f"{name}.flac", x, SAMPLING_RATE)
                 samples += len(x)
             entries = {name: out / split / f"{name}.flac" for name in names}
             write_table(fresh / "wav.scp", entries)
-        minutes[split] = samples / SAMPLING_RATE / 60
-    return minutes
+        made[out / split] = Contents(len(names), minutes=samples / SAMPLING_RATE / 60)
+    return Prepared(made)

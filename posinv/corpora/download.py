@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from posinv import __version__
-from posinv.data.files import write_whole
+from posinv.data.files import write_atomic
 from posinv.errors import InputError
 
 TIMEOUT = 60.0  # seconds to wait for an answer, or for more of a file
@@ -108,7 +108,7 @@ def _verify(out: Path, checksum: str) -> None:
 
 
 def _remember(out: Path, checksum: str) -> None:
-    write_whole(_ok_file(out), json.dumps(_identity(out, checksum)) + "\n")
+    write_atomic(_ok_file(out), json.dumps(_identity(out, checksum)) + "\n")
 
 
 def _ok_file(out: Path) -> Path:
@@ -268,7 +268,7 @@ class _Partial:
             with _local_errors(self.path):
                 file = self.path.open("ab")
                 if not resumed:
-                    write_whole(self._version_file, json.dumps(asdict(version)) + "\n")
+                    write_atomic(self._version_file, json.dumps(asdict(version)) + "\n")
             with file, _progress(self.path.stem, version.size, start) as bar:
                 while chunk := response.read(_CHUNK):
                     with _local_errors(self.path):
@@ -368,7 +368,7 @@ def extract(archive: Path | str, directory: Path | str, needed_gb: float | None 
         if replaced:
             logging.info("%s: replaced %s (%d in all)", archive, replaced[0], len(replaced))
         done = {"size": archive.stat().st_size, "names": names}
-        write_whole(_extracted_file(archive, directory), json.dumps(done) + "\n")
+        write_atomic(_extracted_file(archive, directory), json.dumps(done) + "\n")
     return True
 
 

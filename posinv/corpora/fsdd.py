@@ -10,8 +10,10 @@ import numpy as np
 import soxr
 
 from posinv.augment.draws import generator
+from posinv.corpora.prepared import Contents, Prepared, wanted_minutes
 from posinv.data.audio import SAMPLING_RATE, read_audio, write_audio
-from posinv.data.directory import DataDir, whole_directory
+from posinv.data.directory import DataDir
+from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.errors import InputError
 
@@ -90,14 +92,15 @@ def split_recordings(recordings: Recordings, seed: int) -> dict[str, dict[str, l
 
 
 def prepare(
-    recordings: Path | str,
+    src: Path | str,
     out: Path | str,
+    *,
     minutes: float = 27.0,
     dev_minutes: float = 1.5,
     test_minutes: float = 3.0,
     seed: int = 0,
     nj: int = 1,
-) -> dict[str, float]:
+) -> Prepared:
     """Write ``out/train``, ``out/dev`` and ``out/test`` of 3-6 connected digits an utterance.
 
     Each utterance joins recordings of one speaker, resampled from 8 kHz, with pauses of
@@ -105,7 +108,7 @@ def prepare(
     until its minutes are reached; no recording is in two splits.
 
     Args:
-        recordings: directory of ``{digit}_{speaker}_{index}.wav``.
+        src: directory of ``{digit}_{speaker}_{index}.wav``.
         out: parent of the three data directories; earlier ones are replaced.
         minutes: of training speech, at least, shared evenly by the speakers.
         dev_minutes: of development speech, at least.
@@ -113,23 +116,17 @@ def prepare(
         seed: of the split and of everything drawn.
         nj: number of processes.
 
-    Returns:
-        The minutes written, by split.
-
     Raises:
         InputError: as :func:`find_recordings`, :func:`split_recordings` and
             :func:`posinv.data.audio.read_audio`; minutes not above zero.
     """
-    wanted = {"train": minutes, "dev": dev_minutes, "test": test_minutes}
-    for split, value in wanted.items():
-        if not 0 < value < 10000:
-            raise InputError(f"minutes of {split}: {value}: from 0 to 10000")
-    splits = split_recordings(find_recordings(recordings), seed)
-    written = {}
+    wanted = wanted_minutes(minutes, dev_minutes, test_minutes, limit=10000)
+    splits = split_recordings(find_recordings(src), seed)
+    made = {}
     with ExitStack() as stack:
         for split, speakers in splits.items():
             final = Path(out) / split
-            fresh = stack.enter_context(whole_directory(final))
+            fresh = stack.enter_context(atomic_folder(final, replaces="wav.scp"))
             (fresh / "audio").mkdir()
             share = wanted[split] * 60 * SAMPLING_RATE / len(speakers)
 
@@ -144,15 +141,16 @@ def prepare(
                 digits |= said
                 total += samples
             wav = {utt: str(final / "audio" / f"{utt}.flac") for utt in digits}
-            DataDir(
+            data = DataDir(
                 wav,
                 wav,
                 {utt: " ".join(WORDS[int(d)] for d in said) for utt, said in digits.items()},
                 {utt: " ".join(PHONEMES[int(d)] for d in said) for utt, said in digits.items()},
                 {utt: utt.partition("-")[0] for utt in digits},
-            ).write(fresh)
-            written[split] = total / 60 / SAMPLING_RATE
-    return written
+            )
+            data.write(fresh)
+            made[final] = Contents.of(data, total / 60 / SAMPLING_RATE)
+    return Prepared(made)
 
 
 def _join_speaker(

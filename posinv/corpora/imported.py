@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posinv.corpora.lexicon import Lexicon
+from posinv.corpora.prepared import Contents, Prepared
 from posinv.data.audio import open_recording, write_audio
-from posinv.data.directory import DataDir, refuse_overlap, whole_directory
+from posinv.data.directory import DataDir, refuse_overlap
+from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import read_table
 from posinv.errors import InputError
@@ -24,25 +26,6 @@ if TYPE_CHECKING:
 
 # Times of segments are often rounded to hundredths, so that the last may end after its recording.
 ROUNDING_SECONDS = 0.01
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What an import made.
-
-    Attributes:
-        utterances: how many.
-        speakers: how many.
-        cut_out: how many of the utterances are pieces of recordings, now FLAC files.
-        renamed: how many of the utterances are now ``<speaker>-<utterance>``.
-        predicted: a line on the words that the lexicon lacks; None without a lexicon.
-    """
-
-    utterances: int
-    speakers: int
-    cut_out: int
-    renamed: int
-    predicted: str | None
 
 
 @dataclass(frozen=True)
@@ -57,10 +40,11 @@ class _Piece:
 def import_kaldi(
     src: Path | str,
     out: Path | str,
+    *,
     lexicon: Lexicon | None = None,
     wav_root: Path | str = ".",
     nj: int = 1,
-) -> Imported:
+) -> Prepared:
     """Make a data directory of a Kaldi directory.
 
     It has ``wav.scp`` (files, archives, commands), ``text``, ``utt2spk``, and may have ``segments``
@@ -99,7 +83,7 @@ def import_kaldi(
     spk1 = audio.get("spk1", wav) if segments is None else placeholder
     names = {utt: _utterance_id(utt, speaker, src) for utt, speaker in utt2spk.items()}
     DataDir(wav, spk1, text, phn, utt2spk).check_lists(src)
-    with whole_directory(out) as fresh:
+    with atomic_folder(out, replaces="wav.scp") as fresh:
         if segments is not None:
             (fresh / "audio").mkdir()
             jobs = [
@@ -120,11 +104,14 @@ def import_kaldi(
             spk1 = wav
             if "spk1" in audio:
                 spk1 = {utt: str(out / "audio" / f"{names[utt]}.spk1.flac") for utt in segments}
-        _write(fresh, names, DataDir(wav, spk1, text, phn, utt2spk))
-    return _report(names, utt2spk, len(segments or ()), lexicon)
+        data = _renamed(DataDir(wav, spk1, text, phn, utt2spk), names)
+        data.write(fresh)
+    return _report(out, data, names, len(segments or ()), lexicon)
 
 
-def import_cuts(src: Path | str, out: Path | str, lexicon: Lexicon | None, nj: int = 1) -> Imported:
+def import_cuts(
+    src: Path | str, out: Path | str, *, lexicon: Lexicon | None = None, nj: int = 1
+) -> Prepared:
     """Make a data directory of Lhotse's cuts (``cuts.jsonl.gz``): one utterance a supervision.
 
     Cuts are of one channel (``MonoCut``); what was asked of them lazily (speed, volume, another
@@ -157,7 +144,7 @@ def import_cuts(src: Path | str, out: Path | str, lexicon: Lexicon | None, nj: i
                 raise InputError(f"{src}: supervision {utt}: no text: leave it out of the cuts")
     phn = _phonemes(text, lexicon, src)
     names = {utt: _utterance_id(utt, speaker, src) for utt, speaker in utt2spk.items()}
-    with whole_directory(out) as fresh:
+    with atomic_folder(out, replaces="wav.scp") as fresh:
         (fresh / "audio").mkdir()
 
         def save(cut: "MonoCut") -> None:
@@ -178,8 +165,9 @@ def import_cuts(src: Path | str, out: Path | str, lexicon: Lexicon | None, nj: i
         for _ in map_parallel(save, _read_cuts(src), nj):
             pass
         wav = {utt: str(out / "audio" / f"{names[utt]}.flac") for utt in names}
-        _write(fresh, names, DataDir(wav, wav, text, phn, utt2spk))
-    return _report(names, utt2spk, len(names), lexicon)
+        data = _renamed(DataDir(wav, wav, text, phn, utt2spk), names)
+        data.write(fresh)
+    return _report(out, data, names, len(names), lexicon)
 
 
 def _rooted(table: dict[str, str], root: Path | str) -> dict[str, str]:
@@ -285,23 +273,24 @@ def _utterance_id(utt: str, speaker: str, src: Path) -> str:
     return name
 
 
-def _write(fresh: Path, names: dict[str, str], data: DataDir) -> None:
+def _renamed(data: DataDir, names: dict[str, str]) -> DataDir:
     if len(set(names.values())) < len(names):
         raise InputError("two utterances have one id once <speaker>- is put in front: rename them")
     tables = (
         {names[utt]: value for utt, value in table.items()}
         for table in (data.wav, data.spk1, data.text, data.phn, data.utt2spk)
     )
-    DataDir(*tables).write(fresh)
+    return DataDir(*tables)
 
 
 def _report(
-    names: dict[str, str], utt2spk: dict[str, str], cut_out: int, lexicon: Lexicon | None
-) -> Imported:
-    return Imported(
-        len(names),
-        len(set(utt2spk.values())),
-        cut_out,
-        sum(utt != name for utt, name in names.items()),
-        lexicon.describe_predicted() if lexicon else None,
-    )
+    out: Path, data: DataDir, names: dict[str, str], cut_out: int, lexicon: Lexicon | None
+) -> Prepared:
+    notes = []
+    if cut_out:
+        notes.append(f"{out}: {cut_out} cut out of recordings, as FLAC")
+    if renamed := sum(utt != name for utt, name in names.items()):
+        notes.append(f"{out}: {renamed} renamed, their speaker in front")
+    if lexicon:
+        notes.append(f"{out}: {lexicon.describe_predicted()}")
+    return Prepared({out: Contents.of(data)}, notes=tuple(notes))

@@ -4,39 +4,38 @@ import re
 from pathlib import Path
 
 from posinv.corpora.lexicon import Lexicon
-from posinv.data.directory import DataDir, whole_directory
+from posinv.corpora.prepared import Contents, Prepared
+from posinv.data.directory import DataDir
+from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.errors import InputError
 
 
 def prepare(
-    librispeech: Path | str, subset: str, out: Path | str, lexicon: Lexicon, nj: int = 1
-) -> tuple[int, int]:
+    src: Path | str, out: Path | str, *, subset: str, lexicon: Lexicon, nj: int = 1
+) -> Prepared:
     """Write a data directory of a subset. Utterance and speaker ids are LibriSpeech's own.
 
     The audio isn't opened: ``wav.scp`` names the FLAC files where they are.
 
     Args:
-        librispeech: the folder ``LibriSpeech``, of
+        src: the folder ``LibriSpeech``, of
             ``<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac`` and
             ``<speaker>-<chapter>.trans.txt``.
+        out: the data directory to write, atomically; replaces an earlier one.
         subset: such as ``train-clean-100``.
-        out: the data directory to write, whole or not at all; replaces an earlier one.
         lexicon: for the phonemes.
         nj: number of processes that look into chapters.
-
-    Returns:
-        The number of utterances and of speakers.
 
     Raises:
         InputError: another folder; no utterances; a FLAC file without a transcript, or the other
             way round; a file of another name; a word without phonemes.
     """
-    root = _find(Path(librispeech), subset)
+    root, out = _find(Path(src), subset), Path(out)
     chapters = sorted(path for path in root.glob("*/*") if path.is_dir())
     wav: dict[str, str] = {}
     text: dict[str, str] = {}
-    with whole_directory(out) as fresh:
+    with atomic_folder(out, replaces="wav.scp") as fresh:
         for audio, transcripts in map_parallel(_read_chapter, chapters, nj):
             wav |= audio
             text |= transcripts
@@ -47,8 +46,9 @@ def prepare(
         except InputError as error:
             raise InputError(f"{root}: {error}") from error
         utt2spk = {utt: utt.partition("-")[0] for utt in wav}
-        DataDir(wav, wav, text, phn, utt2spk).write(fresh)
-    return len(wav), len(set(utt2spk.values()))
+        data = DataDir(wav, wav, text, phn, utt2spk)
+        data.write(fresh)
+    return Prepared({out: Contents.of(data)}, notes=(f"{out}: {lexicon.describe_predicted()}",))
 
 
 def _find(librispeech: Path, subset: str) -> Path:

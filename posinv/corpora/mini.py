@@ -14,8 +14,10 @@ import numpy as np
 import soxr
 
 from posinv.augment.draws import generator
+from posinv.corpora.prepared import Contents, Prepared, wanted_minutes
 from posinv.data.audio import SAMPLING_RATE, write_audio
-from posinv.data.directory import DataDir, whole_directory
+from posinv.data.directory import DataDir
+from posinv.data.files import atomic_folder
 from posinv.errors import InputError
 
 SPLITS = ("train", "dev", "test")
@@ -156,12 +158,13 @@ def split_of(text: str) -> str:
 
 def prepare(
     out: Path | str,
+    *,
     minutes: float = 20.0,
     dev_minutes: float = 1.5,
     test_minutes: float = 2.0,
     seed: int = 0,
     nj: int = 1,
-) -> dict[str, float]:
+) -> Prepared:
     """Write ``out/train``, ``out/dev`` and ``out/test``, all of them or none.
 
     Voices and phrases are disjoint between the three; phonemes are what eSpeak itself says for
@@ -175,30 +178,24 @@ def prepare(
         seed: of phrases, silences, levels and small changes of rate and pitch.
         nj: number of processes.
 
-    Returns:
-        The minutes written, by split.
-
     Raises:
         InputError: minutes not above zero, or ``nj`` below 1.
     """
-    wanted = dict(zip(SPLITS, (minutes, dev_minutes, test_minutes), strict=True))
-    for split, value in wanted.items():
-        if not 0 < value < 1000:
-            raise InputError(f"minutes of {split}: {value}: from 0 to 1000")
+    wanted = wanted_minutes(minutes, dev_minutes, test_minutes, limit=1000)
     if nj < 1:
         raise InputError(f"--nj {nj}: at least 1 process is needed")
     out = Path(out)
-    written = {}
+    made = {}
     with ExitStack() as stack:
         for split, value in wanted.items():
-            fresh = stack.enter_context(whole_directory(out / split))
-            written[split] = _prepare_split(split, fresh, out / split, value, seed, nj)
-    return written
+            fresh = stack.enter_context(atomic_folder(out / split, replaces="wav.scp"))
+            made[out / split] = _prepare_split(split, fresh, out / split, value, seed, nj)
+    return Prepared(made)
 
 
 def _prepare_split(
     split: str, fresh: Path, final: Path, minutes: float, seed: int, nj: int
-) -> float:
+) -> Contents:
     (fresh / "audio").mkdir()
     wav, text, phn, utt2spk = {}, {}, {}, {}
     left = minutes * 60 * SAMPLING_RATE
@@ -215,8 +212,9 @@ def _prepare_split(
                 wav[job.utt] = str(final / "audio" / f"{job.utt}.flac")
                 text[job.utt], phn[job.utt], utt2spk[job.utt] = job.text, phones, job.voice.speaker
                 left -= len(x)
-    DataDir(wav, wav, text, phn, utt2spk).write(fresh)
-    return minutes - left / 60 / SAMPLING_RATE
+    data = DataDir(wav, wav, text, phn, utt2spk)
+    data.write(fresh)
+    return Contents.of(data, minutes - left / 60 / SAMPLING_RATE)
 
 
 @dataclass(frozen=True)

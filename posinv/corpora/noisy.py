@@ -16,7 +16,8 @@ import soxr
 from posinv.augment.draws import generator
 from posinv.augment.noise import FADE_SECONDS, NOISES, _unit, excerpt
 from posinv.data.audio import AUDIO_SUFFIXES, read_audio, write_audio
-from posinv.data.directory import DataDir, refuse_overlap, whole_directory
+from posinv.data.directory import DataDir, refuse_overlap
+from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import write_table
 from posinv.errors import InputError
@@ -129,7 +130,7 @@ def mix_noise(
     )
     out = Path(out)
     tags = [mixing.tag if copy == 1 else f"{mixing.tag}{copy}" for copy in range(1, copies + 1)]
-    with whole_directory(out) as fresh:
+    with atomic_folder(out, replaces="wav.scp") as fresh:
         (fresh / "audio").mkdir()
 
         def mix(job: tuple[str, str]) -> tuple[str, str, tuple[str, ...]]:
@@ -229,7 +230,7 @@ def write_noise(
         refuse_overlap(babble, out)
     out = Path(out)
     noises = _Noises(noise_types, babble, (), sampling_rate, resample)
-    with whole_directory(out) as fresh:
+    with atomic_folder(out, replaces="wav.scp") as fresh:
 
         def record(noise_type: str) -> None:
             rng = generator(noise_type, seed)

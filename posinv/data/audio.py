@@ -1,10 +1,9 @@
 """Read and write single-channel audio: files, kaldiio archives and pipes."""
 
 import io
-import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from posinv.data.files import atomic_file
 from posinv.errors import InputError
 
 SAMPLING_RATE = 16000  # Hz, of every model here
@@ -38,82 +38,114 @@ def read_audio(entry: str, sampling_rate: int, resample: bool = False) -> np.nda
         InputError: nothing there, empty, not audio, more than one channel, out of range,
             a command that failed, or another sampling rate.
     """
-    entry = entry.strip()
-    x, rate = load_audio(entry)
-    x = _one_channel(x, entry)
-    if rate != sampling_rate:
+    recording = open_recording(entry.strip())
+    x = recording.read()
+    if recording.sampling_rate != sampling_rate:
         if not resample:
             raise InputError(
-                f"{entry}: sampled at {rate} Hz, not {sampling_rate} Hz: ask for resampling "
-                "(--resample) or convert the audio"
+                f"{recording.name}: sampled at {recording.sampling_rate} Hz, not {sampling_rate} "
+                "Hz: ask for resampling (--resample) or convert the audio"
             )
-        x = soxr.resample(x, rate, sampling_rate)
+        x = soxr.resample(x, recording.sampling_rate, sampling_rate)
         if not x.size:
-            raise InputError(f"{entry}: too short to resample: remove the utterance")
+            raise InputError(f"{recording.name}: too short to resample: remove the utterance")
     return x
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Audio of one channel to cut pieces out of.
+    """Audio to be read in parts. A file stays on disk: only what is asked for is read.
 
     Attributes:
-        entry: of a ``wav.scp``.
+        name: the entry of a ``wav.scp``, for messages.
         sampling_rate: in Hz.
-        num_samples: its length.
-        read: from a first sample to before a last one, float32 ``(T,)``; raises
-            :class:`InputError` as :func:`read_audio`.
+        channels: how many, C.
+        num_samples: its length, T, as the header says.
+        format: soundfile's name of the file's format.
+        subtype: soundfile's name of the samples' encoding.
+        samples: floating-point ``(T, C)`` of what isn't a file; None for a file.
     """
 
-    entry: str
+    name: str
     sampling_rate: int
+    channels: int
     num_samples: int
-    read: Callable[[int, int], np.ndarray]
+    format: str
+    subtype: str
+    samples: np.ndarray | None
+
+    @classmethod
+    def of_array(cls, samples: np.ndarray, sampling_rate: int, name: str) -> "Recording":
+        """Wrap samples ``(T,)`` or ``(T, C)``, to be written as 16-bit WAV."""
+        samples = samples.reshape(len(samples), -1)
+        return cls(name, sampling_rate, samples.shape[1], len(samples), "WAV", "PCM_16", samples)
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read from sample ``start`` to before ``stop``, or to the end: float32 ``(T,)``.
+
+        Raises:
+            InputError: more than one channel, no samples, samples that are beyond [-1, 1] or not
+                finite, or a damaged file.
+        """
+        if self.channels > 1:
+            raise InputError(
+                f"{self.name}: {self.channels} channels, one wanted: choose a channel with a pipe, "
+                "such as 'sox FILE -t wav - remix 1 |'"
+            )
+        if self.samples is None:
+            with _decoding(self.name):
+                frames = -1 if stop is None else stop - start
+                x = soundfile.read(self.name, frames, start, dtype="float32")[0]
+        else:
+            x = self.samples[start:stop, 0].astype(np.float32)
+        if not x.size:
+            raise InputError(
+                f"{self.name}: holds no samples: remove the utterance or restore the audio"
+            )
+        if not np.abs(x).max() <= 1:  # also NaN
+            raise InputError(
+                f"{self.name}: samples beyond [-1, 1] or not finite: scale or mend the audio"
+            )
+        return x
+
+    def blocks(self, size: int) -> Iterator[np.ndarray]:
+        """Read all from the beginning, as float32 ``(t, C)``, t <= ``size``.
+
+        Raises:
+            InputError: a damaged file.
+        """
+        if self.samples is not None:
+            for start in range(0, len(self.samples), size):
+                block = self.samples[start : start + size]
+                yield np.ascontiguousarray(block, dtype=np.float32)
+            return
+        with _decoding(self.name), soundfile.SoundFile(self.name) as file:
+            while len(block := file.read(size, dtype="float32", always_2d=True)):
+                yield block
 
 
 def open_recording(entry: str) -> Recording:
-    """Open what an entry of a ``wav.scp`` names; of a file, no more is read than is asked for.
+    """Open what an entry of a ``wav.scp`` names: see :func:`read_audio`.
 
     Raises:
-        InputError: as :func:`load_audio`.
+        InputError: nothing there, an empty file, not audio, or a command that failed.
     """
-    entry = entry.strip()
-    if is_file(entry):
-        _require_content(Path(entry))
-        with _decoding(entry):
-            info = soundfile.info(entry)
-
-        def read(start: int, stop: int) -> np.ndarray:
-            with _decoding(entry):
-                x = soundfile.read(entry, stop - start, start, dtype="float32")[0]
-            return _one_channel(x, entry)
-
-        return Recording(entry, info.samplerate, info.frames, read)
-    whole, rate = load_audio(entry)
-    return Recording(entry, rate, len(whole), lambda a, b: _one_channel(whole[a:b], entry))
+    if entry.endswith("|"):
+        name = f"output of '{entry}'"
+        with _decoding(name):
+            return Recording.of_array(*soundfile.read(_run(entry), dtype="float32"), name)
+    if not is_file(entry):
+        return _read_archive(entry, Path(entry.rpartition(":")[0]))
+    _require_content(Path(entry))
+    with _decoding(entry), soundfile.SoundFile(entry) as file:
+        header = file.samplerate, file.channels, file.frames, file.format, file.subtype
+    return Recording(entry, *header, samples=None)
 
 
 def is_file(entry: str) -> bool:
     """Whether an entry of a ``wav.scp`` names a file, not a command or an archive position."""
     archived = re.fullmatch(r".+:\d+", entry) and not Path(entry).exists()
     return not entry.endswith("|") and not archived
-
-
-def load_audio(entry: str) -> tuple[np.ndarray, int]:
-    """Read an entry of a ``wav.scp`` as it is: see :func:`read_audio`.
-
-    Returns:
-        float32 samples, ``(T,)`` or ``(T, C)``, and their rate in Hz.
-
-    Raises:
-        InputError: nothing there, an empty file, not audio, or a command that failed.
-    """
-    if entry.endswith("|"):
-        return _decode(io.BytesIO(_run(entry)), f"output of '{entry}'")
-    if not is_file(entry):
-        return _read_archive(entry, Path(entry.rpartition(":")[0]))
-    _require_content(Path(entry))
-    return _decode(entry, entry)
 
 
 def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
@@ -131,12 +163,8 @@ def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
     if not x.size or not np.abs(x).max() <= 1:
         raise InputError(f"{path}: no samples, or samples beyond [-1, 1] that would clip: scale")
     pcm = np.clip(np.rint(x * 32768.0), -32768, 32767).astype(np.int16)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        soundfile.write(temporary, pcm, sampling_rate, "PCM_16", format=path.suffix[1:].upper())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        soundfile.write(temporary, pcm, sampling_rate, "PCM_16")
 
 
 def _require_content(path: Path) -> None:
@@ -146,37 +174,19 @@ def _require_content(path: Path) -> None:
         raise InputError(f"{path}: empty audio file: restore it or remove the utterance")
 
 
-def _one_channel(x: np.ndarray, entry: str) -> np.ndarray:
-    if x.ndim == 2 and x.shape[1] > 1:
-        raise InputError(
-            f"{entry}: {x.shape[1]} channels, one wanted: choose a channel with a pipe, "
-            "such as 'sox FILE -t wav - remix 1 |'"
-        )
-    x = x.reshape(-1)
-    if not x.size:
-        raise InputError(f"{entry}: holds no samples: remove the utterance or restore the audio")
-    if not np.abs(x).max() <= 1:  # also NaN
-        raise InputError(f"{entry}: samples beyond [-1, 1] or not finite: scale or mend the audio")
-    return x
-
-
-def _decode(source: str | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
-    with _decoding(name):
-        return soundfile.read(source, dtype="float32")
-
-
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
     try:
         yield
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless .raw
+        why = getattr(error, "error_string", str(error)).rstrip(".")
         raise InputError(
-            f"{name}: not audio that soundfile can read ({error.error_string.rstrip('.')}): "
-            "convert it, or decode it with a pipe"
+            f"{name}: not audio that soundfile can read ({why}): convert it, or decode it with a "
+            "pipe"
         ) from error
 
 
-def _run(entry: str) -> bytes:
+def _run(entry: str) -> io.BytesIO:
     command = entry.removesuffix("|")
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True)
     if done.returncode:
@@ -184,10 +194,10 @@ def _run(entry: str) -> bytes:
         raise InputError(f"'{entry}': exit status {done.returncode} ({said[-1]}): mend the command")
     if not done.stdout:
         raise InputError(f"'{entry}': no output: the command must write audio to its stdout")
-    return done.stdout
+    return io.BytesIO(done.stdout)
 
 
-def _read_archive(entry: str, archive: Path) -> tuple[np.ndarray, int]:
+def _read_archive(entry: str, archive: Path) -> Recording:
     _require_content(archive)
     try:
         content = kaldiio.load_mat(entry)
@@ -199,5 +209,6 @@ def _read_archive(entry: str, archive: Path) -> tuple[np.ndarray, int]:
     if not isinstance(content, tuple):
         raise InputError(f"{entry}: a matrix without a sampling rate, not audio: store audio")
     rate, x = content
-    scale = 1 / 32768 if x.dtype == np.int16 else 1
-    return (x * scale).astype(np.float32), rate
+    if x.dtype == np.int16:
+        x = (x / 32768).astype(np.float32)
+    return Recording.of_array(x, rate, entry)

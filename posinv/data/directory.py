@@ -6,8 +6,7 @@ where the audio is clean), ``text`` (words), ``phn`` (phonemes separated by spac
 directories, with ``segments`` or without ``phn``, become one by ``posinv.bin.import_data``.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from posinv.data.audio import read_audio, write_audio
-from posinv.data.files import replace_directory
+from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import read_table, read_token_list, write_table
 from posinv.errors import InputError
@@ -104,22 +103,6 @@ class DataDir:
 
 
 _FILES = ("wav.scp", "spk1.scp", "text", "phn", "utt2spk")
-
-
-@contextmanager
-def whole_directory(out: Path | str) -> Iterator[Path]:
-    """Fill a temporary directory beside ``out``, which becomes ``out`` if nothing fails.
-
-    An earlier data directory of that name is replaced then; anything else is left alone.
-
-    Raises:
-        InputError: ``out`` exists and isn't a data directory.
-    """
-    out = Path(out)
-    if out.exists() and not (out / "wav.scp").is_file() and (out.is_file() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and isn't a data directory: remove it or name another")
-    with replace_directory(out) as fresh:
-        yield fresh
 
 
 def refuse_overlap(src: Path | str, out: Path | str) -> None:
@@ -254,7 +237,7 @@ def format_data(
     data = DataDir.read(src)
     out = Path(out)
     min_samples = round(FRAME_SECONDS * sampling_rate) if min_samples is None else min_samples
-    with whole_directory(out) as fresh:
+    with atomic_folder(out, replaces="wav.scp") as fresh:
         (fresh / "audio").mkdir()
 
         def convert(utt: str) -> tuple[str, str, str, int, str, bool]:

@@ -1,4 +1,4 @@
-"""Files and folders, written whole or not at all; YAML, read or refused with one line."""
+"""Atomic writers: a file or folder appears whole or not at all. YAML, read or refused."""
 
 import os
 import tempfile
@@ -11,25 +11,44 @@ import yaml
 from posinv.errors import InputError
 
 
-def write_whole(path: Path | str, text: str) -> None:
-    """Write ``text`` (UTF-8) to ``path``, by way of a temporary file; its folder is made."""
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """Write a temporary file beside ``path``, which takes its place if nothing fails.
+
+    The folder of ``path`` is made. The temporary file has the same suffix.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_atomic(path: Path | str, content: str | bytes) -> None:
+    """Write text (as UTF-8) or bytes with :func:`atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
-def replace_directory(out: Path | str) -> Iterator[Path]:
+def atomic_folder(out: Path | str, replaces: str | None = None) -> Iterator[Path]:
     """Fill a temporary folder beside ``out``, which takes its place if nothing fails.
 
-    What ``out`` held goes: the caller has seen to it that it may.
+    Args:
+        out: the folder to write; it may exist if it is empty.
+        replaces: a file name such as ``wav.scp``; a folder ``out`` that holds it is replaced.
+
+    Raises:
+        InputError: ``out`` exists and may not be replaced.
     """
     out = Path(out)
+    replaceable = replaces is not None and (out / replaces).is_file()
+    if out.exists() and not replaceable and (out.is_file() or any(out.iterdir())):
+        without = f" and has no {replaces}" if replaces else ""
+        raise InputError(f"{out}: exists already{without}: remove it or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         fresh = Path(scratch) / "new"
@@ -38,20 +57,6 @@ def replace_directory(out: Path | str) -> Iterator[Path]:
         if out.exists():
             out.rename(Path(scratch) / "old")
         fresh.rename(out)
-
-
-@contextmanager
-def new_directory(out: Path | str) -> Iterator[Path]:
-    """Fill a temporary folder beside ``out``, which becomes ``out`` if nothing fails.
-
-    Raises:
-        InputError: ``out`` exists already and isn't an empty folder.
-    """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; remove it or choose another folder")
-    with replace_directory(out) as fresh:
-        yield fresh
 
 
 def read_yaml(path: Path, option: str) -> object:

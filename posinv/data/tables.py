@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from posinv.data.files import write_whole
+from posinv.data.files import write_atomic
 from posinv.errors import InputError
 
 
@@ -49,7 +49,7 @@ def read_table(path: Path | str, allow_empty: bool = False) -> dict[str, str]:
 
 def write_table(path: Path | str, table: Mapping[str, object]) -> None:
     """Write ``<id> <value>`` lines sorted by id; the file appears whole or not at all."""
-    write_whole(path, "".join(f"{key} {table[key]}\n" for key in sorted(table)))
+    write_atomic(path, "".join(f"{key} {table[key]}\n" for key in sorted(table)))
 
 
 def read_token_list(path: Path | str) -> set[str]:

@@ -1,6 +1,5 @@
 """K-means units of MFCCs, the targets of masked prediction."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,11 +9,10 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import pairwise_distances_argmin
 
 from posinv.data.audio import SAMPLING_RATE
+from posinv.data.files import atomic_file
 from posinv.errors import InputError
 
 WINDOW = 400  # samples: HuBERT's receptive field, 25 ms
-
-
 HOP = 320  # samples: HuBERT's frames, 20 ms
 
 
@@ -84,10 +82,9 @@ def assign_units(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def save_units_model(path: Path, centres: np.ndarray) -> None:
-    """Write the centres as ``.npz``; the file appears whole or not at all."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    np.savez(temporary, centres=centres)
-    temporary.replace(path)
+    """Write the centres as ``.npz``, atomically."""
+    with atomic_file(path) as temporary:
+        np.savez(temporary, centres=centres)
 
 
 def load_units_model(path: Path) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.trainer import Trainer, TrainerOptions
 
+from posinv.data.files import atomic_file
 from posinv.errors import InputError
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
@@ -100,13 +101,13 @@ def _copy_loss(_model: torch.nn.Module, _args: tuple, output: tuple) -> tuple:
 
 @contextmanager
 def _atomic_save() -> Iterator[None]:
-    """Make ESPnet's ``torch.save(object, path)`` write under another name, and then rename."""
+    """Make ESPnet's ``torch.save(object, path)`` atomic."""
     save = torch.save
 
     def atomic_save(state: object, path: Path) -> None:
-        partial = path.with_name(f".{path.name}.partial")
-        save(state, partial)
-        partial.replace(path)
+        # torch writes the name of a path into the file, but not that of a stream
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            save(state, file)
 
     torch.save = atomic_save  # type: ignore[assignment]  # ESPnet gives it nothing else
     try:

@@ -15,10 +15,7 @@ What is above 8 kHz in the input is not in the output: the models work at 16 kHz
 import io
 import logging
 import math
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,13 +24,15 @@ import numpy as np
 import soundfile
 import soxr
 
-from posinv.data.audio import SAMPLING_RATE, load_audio
+from posinv.data.audio import SAMPLING_RATE, Recording, is_file, open_recording
 from posinv.data.directory import refuse_overlap
+from posinv.data.files import atomic_file
 from posinv.data.tables import read_table
 from posinv.errors import InputError
 
 LEVEL = 0.05
 MIN_SAMPLES = 1600
+MAX_CHANNELS = 64  # an array with more, and with fewer samples than channels, must be (C, T)
 BLOCK = 1 << 16
 READABLE_SUFFIXES = frozenset(
     {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
@@ -99,8 +98,8 @@ class Enhancer:
             float32 samples of the same shape and rate. They may pass [-1, 1].
 
         Raises:
-            InputError: another shape, type or rate, no samples, samples that are not finite, or a
-                model that gives such.
+            InputError: another shape (such as ``(C, T)`` of torchaudio), type or rate, no samples,
+                samples that are not finite, or a model that gives such.
         """
         wave = np.asarray(wave)
         if wave.ndim not in (1, 2) or not wave.size or not np.issubdtype(wave.dtype, np.floating):
@@ -108,9 +107,13 @@ class Enhancer:
                 "audio to enhance must be floating-point samples (T,) or (T, C), T and C at least "
                 f"1: got {wave.dtype} of shape {wave.shape}"
             )
+        if wave.ndim == 2 and wave.shape[1] > max(len(wave), MAX_CHANNELS):
+            raise InputError(
+                f"audio to enhance of shape {wave.shape}: channels come last, (T, C); transpose it"
+            )
         if sampling_rate < 1:
             raise InputError(f"sampling rate of {sampling_rate} Hz: must be at least 1")
-        audio = _of_array(wave.reshape(len(wave), -1), sampling_rate, "audio to enhance")
+        audio = Recording.of_array(wave, sampling_rate, "audio to enhance")
         return np.concatenate(list(self._enhance(audio))).reshape(wave.shape)
 
     def enhance_file(
@@ -129,8 +132,7 @@ class Enhancer:
 
         Args:
             source: a file that soundfile reads, or another entry of a ``wav.scp`` (an archive
-                position or a command), which :func:`~posinv.data.audio.load_audio` reads whole,
-                taken for 16-bit PCM.
+                position or a command), which is read whole and taken for 16-bit PCM.
             destination: file to write; its folder is made.
             progress: called with the seconds of audio done since the last call.
 
@@ -142,26 +144,23 @@ class Enhancer:
                 written; a model that gives samples that are not finite.
         """
         destination = Path(destination)
-        audio = _open(source)
+        audio = open_recording(str(source))
         file_format, subtype = _encoding(audio, destination)
         samples = clipped = 0
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
-        try:
-            with soundfile.SoundFile(
+        with (
+            atomic_file(destination) as temporary,
+            soundfile.SoundFile(
                 temporary, "w", audio.sampling_rate, audio.channels, subtype, format=file_format
-            ) as file:
-                for block in self._enhance(audio):
-                    if subtype not in FLOAT_SUBTYPES:
-                        clipped += np.count_nonzero(np.abs(block) > 1)
-                        block = block.clip(-1, 1)
-                    file.write(block)
-                    samples += len(block)
-                    if progress:
-                        progress(len(block) / audio.sampling_rate)
-            temporary.replace(destination)
-        finally:
-            temporary.unlink(missing_ok=True)
+            ) as file,
+        ):
+            for block in self._enhance(audio):
+                if subtype not in FLOAT_SUBTYPES:
+                    clipped += int(np.count_nonzero(np.abs(block) > 1))
+                    block = block.clip(-1, 1)
+                file.write(block)
+                samples += len(block)
+                if progress:
+                    progress(len(block) / audio.sampling_rate)
         if clipped:
             logging.warning(
                 "%s: %d samples passed full scale and were clipped: scale the input down, or "
@@ -171,12 +170,12 @@ class Enhancer:
             )
         return samples / audio.sampling_rate
 
-    def _enhance(self, audio: "_Audio") -> Iterator[np.ndarray]:
+    def _enhance(self, audio: Recording) -> Iterator[np.ndarray]:
         """Yield blocks ``(t, C)`` of the enhanced signal, as many samples in all as went in."""
         samples, level = _measure(audio)
         gain = LEVEL / level if level else np.float64(1)
         at_model = math.ceil(samples * SAMPLING_RATE / audio.sampling_rate)
-        levelled = ((block * gain).astype(np.float32) for block in audio.read())
+        levelled = ((block * gain).astype(np.float32) for block in audio.blocks(BLOCK))
         heard = _resample(levelled, audio.sampling_rate, SAMPLING_RATE, audio.channels, at_model)
         enhanced = self._cross_fade(heard, at_model)
         for block in _resample(
@@ -258,22 +257,22 @@ def plan_enhancement(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder: name one to write to")
     found: list[tuple[str, Path, str | None]] = []
-    inputs = [Path(path) for path in inputs]
-    for path in inputs:
+    paths = [Path(path) for path in inputs]
+    for path in paths:
         if path.is_dir():
             refuse_overlap(path, out)
             found += [(str(file), out / file.relative_to(path), None) for file in _scan(path)]
         elif path.suffix == ".scp":
-            for utterance, entry in read_table(path).items():
-                if "/" in utterance:
-                    raise InputError(f"{path}: id {utterance} names a file, so no '/': rename it")
-                found.append((entry, out / f"{utterance}.wav", utterance))
+            for utt, entry in read_table(path).items():
+                if "/" in utt:
+                    raise InputError(f"{path}: id {utt} names a file, so no '/': rename it")
+                found.append((entry, out / f"{utt}.wav", utt))
         else:
             if not path.is_file():
                 raise InputError(f"{path}: no such file or folder: correct its path")
             found.append((str(path), out / path.name, None))
 
-    taken = {path.resolve(): path for path in [*inputs, *(Path(entry) for entry, _, _ in found)]}
+    taken = {path.resolve(): path for path in [*paths, *(Path(entry) for entry, _, _ in found)]}
     made: dict[Path, str] = {}
     jobs = []
     for source, destination, utterance in found:
@@ -286,10 +285,12 @@ def plan_enhancement(
             )
         made[destination] = source
         seconds = 0.0
-        if not _is_entry(source):
-            audio = _open(source)
+        if is_file(source):
+            audio = open_recording(source)
+            if not audio.num_samples:
+                raise InputError(f"{source}: holds no samples: leave it out")
             _encoding(audio, destination)
-            seconds = audio.frames / audio.sampling_rate
+            seconds = audio.num_samples / audio.sampling_rate
         jobs.append(EnhanceJob(source, destination, utterance, seconds))
     outputs = list(made)
     if any(job.utterance for job in jobs):
@@ -321,70 +322,7 @@ def _scan(folder: Path) -> list[Path]:
     return audio
 
 
-@dataclass(frozen=True)
-class _Audio:
-    """Audio to be read block by block, float32 ``(t, C)``, more than once.
-
-    Format and subtype are soundfile's names; frames are what the header says.
-    """
-
-    name: str
-    sampling_rate: int
-    channels: int
-    frames: int
-    format: str
-    subtype: str
-    read: Callable[[], Iterator[np.ndarray]]
-
-
-def _of_array(wave: np.ndarray, sampling_rate: int, name: str) -> _Audio:
-    def read() -> Iterator[np.ndarray]:
-        for start in range(0, len(wave), BLOCK):
-            yield np.ascontiguousarray(wave[start : start + BLOCK], dtype=np.float32)
-
-    return _Audio(name, sampling_rate, wave.shape[1], len(wave), "WAV", "PCM_16", read)
-
-
-def _is_entry(source: Path | str) -> bool:
-    """Whether ``source`` is no file but a command or an archive position of a wav.scp."""
-    entry = str(source)
-    return entry.endswith("|") or (
-        re.fullmatch(r".+:\d+", entry) is not None and not Path(entry).exists()
-    )
-
-
-def _open(source: Path | str) -> _Audio:
-    if _is_entry(source):
-        wave, rate = load_audio(str(source))
-        return _of_array(wave.reshape(len(wave), -1), rate, str(source))
-    if not Path(source).is_file():
-        raise InputError(f"{source}: no such audio file: correct its path, or leave it out")
-    with _decoding(source) as file:
-        header = file.samplerate, file.channels, file.frames, file.format, file.subtype
-    if not file.frames:
-        raise InputError(f"{source}: holds no samples: leave it out")
-
-    def read() -> Iterator[np.ndarray]:
-        with _decoding(source) as file:
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                yield block
-
-    return _Audio(str(source), *header, read)
-
-
-@contextmanager
-def _decoding(path: Path | str) -> Iterator[soundfile.SoundFile]:
-    try:
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless .raw
-        why = getattr(error, "error_string", str(error)).rstrip(".")
-        raise InputError(
-            f"{path}: not audio that soundfile can read ({why}): convert it, or leave it out"
-        ) from error
-
-
-def _encoding(audio: _Audio, destination: Path) -> tuple[str, str]:
+def _encoding(audio: Recording, destination: Path) -> tuple[str, str]:
     """Return soundfile's names of the format and subtype to write."""
     suffix = destination.suffix.lower()
     file_format, subtype = audio.format, audio.subtype
@@ -410,20 +348,20 @@ def _encoding(audio: _Audio, destination: Path) -> tuple[str, str]:
     return file_format, subtype
 
 
-def _measure(audio: _Audio) -> tuple[int, np.float64]:
+def _measure(audio: Recording) -> tuple[int, np.float64]:
     """Return the number of samples of a channel, and the root mean square over all channels."""
     samples, energy = 0, np.float64(0)
-    for block in audio.read():
+    for block in audio.blocks(BLOCK):
         samples += len(block)
         energy += np.square(block, dtype=np.float64).sum()
     if not samples:
         raise InputError(f"{audio.name}: holds no samples: leave it out")
     if not np.isfinite(energy):
         raise InputError(f"{audio.name}: samples that are not finite (NaN or infinite): mend it")
-    if samples < audio.frames:
+    if samples < audio.num_samples:
         logging.warning(
             "%s: %d of the %d samples of its header are there: it seems cut short",
-            *(audio.name, samples, audio.frames),
+            *(audio.name, samples, audio.num_samples),
         )
     return samples, np.sqrt(energy / (samples * audio.channels))
 

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from posinv.data.checkpoint import load_weights, read_checkpoint
-from posinv.data.files import new_directory, read_yaml
+from posinv.data.files import atomic_folder, read_yaml
 from posinv.errors import InputError
 from posinv.models.demucs import Demucs
 from posinv.models.masked_prediction import MaskedPredictionModel
@@ -91,7 +91,7 @@ def export(
         base_license=base_license,
         command=command,
     )
-    with new_directory(out) as fresh:
+    with atomic_folder(out) as fresh:
         if kind == "enh":
             _write_demucs(config["separator_conf"], exp / checkpoint, fresh)
         else:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from posinv.data.checkpoint import read_checkpoint
+from posinv.data.files import atomic_file
 
 
 def read_epochs(training: Path | str) -> list[dict[str, dict[str, float]]]:
@@ -87,8 +88,6 @@ def plot_curves(
 
 
 def save_figure(figure: Figure, out: Path) -> None:
-    """Write a figure atomically, in the format of the file's suffix; make its folder."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}")
-    figure.savefig(temporary, format=out.suffix[1:], dpi=120)
-    temporary.replace(out)
+    """Write an image of the kind its suffix names, atomically; its folder is made."""
+    with atomic_file(out) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import posinv
-from posinv.data.files import read_yaml, write_whole
+from posinv.data.files import read_yaml, write_atomic
 from posinv.errors import InputError
 
 BEGIN = "<!-- posinv:results:begin -->"
@@ -267,7 +267,7 @@ def write_results(path: Path | str, title: str, body: str) -> None:
     path = Path(path)
     block = f"{BEGIN}\n\n{body.strip()}\n\n{END}"
     if not path.exists():
-        write_whole(path, f"# {title}\n\n{block}\n")
+        write_atomic(path, f"# {title}\n\n{block}\n")
         return
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -276,4 +276,4 @@ def write_results(path: Path | str, title: str, body: str) -> None:
             f"{path}: exists, but hasn't one '{BEGIN}' and after it one '{END}', between which "
             "the results go: add the two lines, or name another file"
         )
-    write_whole(path, before + block + after)
+    write_atomic(path, before + block + after)

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from posinv.data.files import new_directory
+from posinv.data.files import atomic_folder
 from posinv.errors import InputError
 
 MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
@@ -165,7 +165,7 @@ def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normal
     Raises:
         InputError: ``directory`` exists already and is not an empty folder.
     """
-    with new_directory(Path(directory)) as fresh:
+    with atomic_folder(directory) as fresh:
         with _no_progress_bar():
             model.save_pretrained(fresh)
         Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(fresh)

@@ -38,9 +38,11 @@ def an4(tmp_path):
 
 def test_directories(an4, tmp_path):
     prepared = prepare(an4, tmp_path / "data", dev_fraction=0.2)
-    assert prepared.utterances == {"train": 16, "test": 2, "dev": 4}
-    assert prepared.speakers == {"train": 8, "test": 2, "dev": 2}
-    assert prepared.left_out == []
+    assert str(prepared).splitlines() == [
+        f"{tmp_path}/data/train: 16 utterances of 8 speakers",
+        f"{tmp_path}/data/test: 2 utterances of 2 speakers",
+        f"{tmp_path}/data/dev: 4 utterances of 2 speakers",
+    ]
     sets = {split: DataDir.read(tmp_path / "data" / split) for split in ("train", "dev", "test")}
     speakers = [set(data.utt2spk.values()) for data in sets.values()]
     assert not speakers[0] & speakers[1]
@@ -76,15 +78,18 @@ def test_audio_without_a_transcript_is_told(an4, tmp_path):
         file.write("<s>  </s> (an5-tst0-b)\n")
     spoken = an4 / "wav/an4test_clstk/tst0/an0-tst0-b.sph"
     shutil.copy(spoken, spoken.with_name("an5-tst0-b.sph"))
-    left_out = prepare(an4, tmp_path / "data").left_out
-    assert [path.name for path in left_out] == ["cen7-spk0-b.sph", "an5-tst0-b.sph"]
+    prepared = prepare(an4, tmp_path / "data")
+    assert [path.name for path in prepared.left_out] == ["cen7-spk0-b.sph", "an5-tst0-b.sph"]
+    last = "left out, without a transcript: 2 files: cen7-spk0-b.sph, an5-tst0-b.sph"
+    assert str(prepared).splitlines()[-1] == last
 
 
 def test_sample(shared_data, tmp_path):
     """The eight utterances of the real corpus, one of which has no transcript."""
     prepared = prepare(shared_data / "an4_sample" / "an4", tmp_path / "data")
-    assert prepared.speakers == {"train": 2, "test": 2, "dev": 1}
-    assert sum(prepared.utterances.values()) == 7
+    made = {path.name: contents for path, contents in prepared.directories.items()}
+    assert {name: one.speakers for name, one in made.items()} == {"train": 2, "test": 2, "dev": 1}
+    assert sum(one.utterances for one in made.values()) == 7
     assert [path.name for path in prepared.left_out] == ["cen7-fash-b.sph"]
     test = DataDir.read(tmp_path / "data" / "test")
     assert test.text["mmxg-cen8-b"] == "OCTOBER TWENTY FOUR NINETEEN SEVENTY"

@@ -24,7 +24,10 @@ def test_split(demand, tmp_path):
     # Design: 12 seen, 6 unseen, nothing in both.
     assert (len(SEEN), len(UNSEEN), len({*SEEN, *UNSEEN})) == (12, 6, 18)
     out = tmp_path / "o ut"
-    assert prepare(demand, out) == pytest.approx({"seen": 0.2, "unseen": 0.1})
+    assert str(prepare(demand, out)).splitlines() == [
+        f"{out}/seen: 12 recordings, 0.2 minutes",
+        f"{out}/unseen: 6 recordings, 0.1 minutes",
+    ]
     for split, names in (("seen", SEEN), ("unseen", UNSEEN)):
         listed = read_table(out / split / "wav.scp")
         assert listed == {name: str(out / split / f"{name}.flac") for name in names}

@@ -464,7 +464,7 @@ def test_an_interrupted_run_is_done_again(tmp_path, monkeypatch, where):
         if where == "unpack":
             patch.setattr(module, "_merge", lambda *_: 1 / 0)
         else:
-            patch.setattr(module, "write_whole", lambda *_: 1 / 0)
+            patch.setattr(module, "write_atomic", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             extract(archive, out)
     assert not is_extracted(archive, out)

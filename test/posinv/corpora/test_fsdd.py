@@ -58,12 +58,17 @@ def test_splits_share_no_recording_and_lose_none(recordings):
 
 
 def test_joined_digits(recordings, tmp_path):
-    written = prepare(recordings, tmp_path / "data", 0.5, 0.1, 0.2)
-    assert written["train"] >= 0.5 and written["dev"] >= 0.1 and written["test"] >= 0.2
+    wanted = {"minutes": 0.5, "dev_minutes": 0.1, "test_minutes": 0.2}
+    prepared = prepare(recordings, tmp_path / "data", **wanted)
+    minutes = [made.minutes for made in prepared.directories.values()]
+    assert [path.name for path in prepared.directories] == ["train", "dev", "test"]
+    assert minutes[0] >= 0.5 and minutes[1] >= 0.1 and minutes[2] >= 0.2
     splits = split_recordings(find_recordings(recordings), 0)
     for split, speakers in splits.items():
         folder = tmp_path / "data" / split
-        assert validate(folder, 16000) / 16000 / 60 == pytest.approx(written[split])
+        assert validate(folder, 16000) / 16000 / 60 == pytest.approx(
+            prepared.directories[folder].minutes
+        )
         data = DataDir.read(folder)
         assert data.wav == data.spk1
         counts = Counter()
@@ -102,10 +107,11 @@ def alike(a, b):
 
 
 def test_two_runs_give_identical_bytes(recordings, tmp_path):
-    prepare(recordings, tmp_path / "a", 0.2, 0.1, 0.1, nj=1)
-    prepare(recordings, tmp_path / "b", 0.2, 0.1, 0.1, nj=2)
+    short = {"minutes": 0.2, "dev_minutes": 0.1, "test_minutes": 0.1}
+    prepare(recordings, tmp_path / "a", **short, nj=1)
+    prepare(recordings, tmp_path / "b", **short, nj=2)
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
-    prepare(recordings, tmp_path / "c", 0.2, 0.1, 0.1, seed=1)
+    prepare(recordings, tmp_path / "c", **short, seed=1)
     assert snapshot(tmp_path / "c").keys() != snapshot(tmp_path / "a").keys()
 
 
@@ -129,7 +135,7 @@ def test_bad_recordings(recordings, tmp_path):
     (folder / "1_ann_00.wav").unlink()
     (folder / "3_bob_2.wav").write_bytes(b"")
     with pytest.raises(InputError, match=r"3_bob_2.wav: empty audio file"):
-        prepare(folder, tmp_path / "data", 1, 0.3, 0.3)
+        prepare(folder, tmp_path / "data", minutes=1, dev_minutes=0.3, test_minutes=0.3)
     for index in (2, 3, 4):
         (folder / f"3_bob_{index}.wav").unlink()
     with pytest.raises(InputError, match="2 recordings of digit 3 by bob: at least 3"):
@@ -138,8 +144,10 @@ def test_bad_recordings(recordings, tmp_path):
 
 
 def test_the_real_recordings(shared_data, tmp_path):
-    written = prepare(shared_data / "fsdd" / "recordings", tmp_path, 1.0, 0.5, 0.5, nj=2)
-    assert written["train"] >= 1
+    wanted = {"minutes": 1.0, "dev_minutes": 0.5, "test_minutes": 0.5}
+    prepared = prepare(shared_data / "fsdd" / "recordings", tmp_path, **wanted, nj=2)
+    train = prepared.directories[tmp_path / "train"]
+    assert train.minutes >= 1 and train.speakers == 5
     data = DataDir.read(tmp_path / "train")
     assert set(data.utt2spk.values()) == {"george", "jackson", "lucas", "nicolas", "yweweler"}
-    assert validate(tmp_path / "train", 16000, nj=2) / 16000 / 60 == pytest.approx(written["train"])
+    assert validate(tmp_path / "train", 16000, nj=2) / 16000 / 60 == pytest.approx(train.minutes)

@@ -7,6 +7,7 @@ import soundfile
 
 from posinv.corpora.imported import import_cuts, import_kaldi
 from posinv.corpora.lexicon import Lexicon
+from posinv.corpora.prepared import Contents, Prepared
 from posinv.data.audio import read_audio
 from posinv.data.directory import DataDir, validate
 from posinv.errors import InputError
@@ -62,11 +63,17 @@ def samples(entry):
 def test_segments(kaldi, tmp_path, nj):
     src, x = kaldi
     before = snapshot(tmp_path / "a recipe")
-    made = import_kaldi(src, tmp_path / "out put", LEXICON, wav_root=src.parents[1], nj=nj)
+    made = import_kaldi(src, tmp_path / "out put", lexicon=LEXICON, wav_root=src.parents[1], nj=nj)
     assert snapshot(tmp_path / "a recipe") == before
-    assert (made.utterances, made.speakers, made.cut_out, made.renamed) == (4, 2, 4, 0)
-    assert made.predicted == "every word is in the lexicon"
-    data = DataDir.read(tmp_path / "out put")
+    out = tmp_path / "out put"
+    assert made == Prepared(
+        {out: Contents(4, 2)},
+        notes=(
+            f"{out}: 4 cut out of recordings, as FLAC",
+            f"{out}: every word is in the lexicon",
+        ),
+    )
+    data = DataDir.read(out)
     expected = {
         "ann-a": x[0][:8000],
         "ann-b": x[0][20000:],
@@ -87,7 +94,7 @@ def test_clean_references_are_cut_too(kaldi, tmp_path):
     (src / "spk1.scp").write_text("rec0 rec2.wav\nrec1 rec2.wav\nrec2 rec2.wav\n")
     (src / "phn").write_text("ann-a W\nann-b T\nbob-a W T\nbob-b T\n")
     made = import_kaldi(src, tmp_path / "out", wav_root=src.parents[1])
-    assert made.predicted is None
+    assert made.notes == (f"{tmp_path}/out: 4 cut out of recordings, as FLAC",)
     data = DataDir.read(tmp_path / "out")
     assert np.array_equal(samples(data.spk1["ann-a"]), x[2][:8000])
     assert np.array_equal(samples(data.wav["ann-a"]), x[0][:8000])
@@ -99,8 +106,8 @@ def test_without_segments_audio_stays_where_it_is(kaldi, tmp_path, monkeypatch):
     (src / "segments").unlink()
     (src / "text").write_text("rec0 one\nrec1 one\nrec2 two\n")
     (src / "utt2spk").write_text("rec0 ann\nrec1 rec1\nrec2 bob\n")
-    made = import_kaldi(src, tmp_path / "out", LEXICON, wav_root=src.parents[1])
-    assert (made.cut_out, made.renamed) == (0, 2)
+    made = import_kaldi(src, tmp_path / "out", lexicon=LEXICON, wav_root=src.parents[1])
+    assert made.notes[0] == f"{tmp_path}/out: 2 renamed, their speaker in front"
     data = DataDir.read(tmp_path / "out")
     assert list(data.wav) == ["ann-rec0", "bob-rec2", "rec1"]
     assert not (tmp_path / "out" / "audio").exists()
@@ -108,7 +115,7 @@ def test_without_segments_audio_stays_where_it_is(kaldi, tmp_path, monkeypatch):
         assert np.array_equal(samples(data.wav[utt]), wave)
     # Relative paths start at the current folder unless wav_root says otherwise.
     monkeypatch.chdir(src.parents[1])
-    import_kaldi(src, tmp_path / "here", LEXICON)
+    import_kaldi(src, tmp_path / "here", lexicon=LEXICON)
     monkeypatch.chdir(tmp_path)
     here = DataDir.read(tmp_path / "here").wav
     assert np.array_equal(samples(here["ann-rec0"]), x[0])
@@ -118,7 +125,7 @@ def test_without_segments_audio_stays_where_it_is(kaldi, tmp_path, monkeypatch):
 def test_other_rates_are_kept(kaldi, tmp_path):
     src, x = kaldi
     soundfile.write(src.parents[1] / "rec0.flac", x[0], 8000)
-    import_kaldi(src, tmp_path / "out", LEXICON, wav_root=src.parents[1])
+    import_kaldi(src, tmp_path / "out", lexicon=LEXICON, wav_root=src.parents[1])
     wave, rate = soundfile.read(tmp_path / "out/audio/ann-a.flac", dtype="int16")
     assert rate == 8000
     assert np.array_equal(wave, x[0][:4000])
@@ -127,7 +134,7 @@ def test_other_rates_are_kept(kaldi, tmp_path):
 def test_an_end_that_was_rounded_up(kaldi, tmp_path):
     src, x = kaldi
     edit(src / "segments", "rec2 0 2", "rec2 1 2.01")
-    import_kaldi(src, tmp_path / "out", LEXICON, wav_root=src.parents[1])
+    import_kaldi(src, tmp_path / "out", lexicon=LEXICON, wav_root=src.parents[1])
     assert np.array_equal(samples(str(tmp_path / "out/audio/bob-b.flac")), x[2][16000:])
 
 
@@ -154,7 +161,7 @@ def test_bad_kaldi_directories(kaldi, tmp_path, case):
     name, old, new, message = BAD[case]
     edit(src / name, old, new)
     with pytest.raises(InputError, match=message):
-        import_kaldi(src, tmp_path / "out", LEXICON, wav_root=src.parents[1])
+        import_kaldi(src, tmp_path / "out", lexicon=LEXICON, wav_root=src.parents[1])
     assert not (tmp_path / "out").exists()
 
 
@@ -163,9 +170,9 @@ def test_bad_options(kaldi, tmp_path):
     with pytest.raises(InputError, match=r"phn: no phonemes there, .*--lexicon"):
         import_kaldi(src, tmp_path / "out")
     with pytest.raises(InputError, match="would overwrite the source"):
-        import_kaldi(src, src, LEXICON)
+        import_kaldi(src, src, lexicon=LEXICON)
     with pytest.raises(InputError, match="no such Kaldi directory"):
-        import_kaldi(tmp_path / "none", tmp_path / "out", LEXICON)
+        import_kaldi(tmp_path / "none", tmp_path / "out", lexicon=LEXICON)
 
 
 @pytest.fixture
@@ -211,8 +218,14 @@ def save(cuts, path):
 def test_cuts(cuts, tmp_path, nj):
     cuts, x = cuts
     path = save(cuts, tmp_path / "cuts.jsonl.gz")
-    made = import_cuts(path, tmp_path / "out", LEXICON, nj=nj)
-    assert (made.utterances, made.speakers, made.cut_out, made.renamed) == (4, 3, 4, 1)
+    made = import_cuts(path, tmp_path / "out", lexicon=LEXICON, nj=nj)
+    out = tmp_path / "out"
+    assert str(made).splitlines() == [
+        f"{out}: 4 utterances of 3 speakers",
+        f"{out}: 4 cut out of recordings, as FLAC",
+        f"{out}: 1 renamed, their speaker in front",
+        f"{out}: every word is in the lexicon",
+    ]
     data = DataDir.read(tmp_path / "out")
     expected = {
         "ann-1": x[0][8000:14400],
@@ -233,7 +246,7 @@ def test_what_was_asked_of_cuts_is_done(cuts, tmp_path):
     cuts, _ = cuts
     cut = cuts[0].perturb_speed(1.1)
     path = save([cut], tmp_path / "cuts.jsonl.gz")
-    import_cuts(path, tmp_path / "out", LEXICON)
+    import_cuts(path, tmp_path / "out", lexicon=LEXICON)
     data = DataDir.read(tmp_path / "out")
     trimmed = list(cut.trim_to_supervisions(keep_overlapping=False))
     assert len(trimmed) == len(data.wav) == 2
@@ -252,7 +265,7 @@ def test_bad_cuts(cuts, tmp_path, monkeypatch):
     def refused(cuts, message, lexicon=LEXICON):
         save(cuts, path)
         with pytest.raises(InputError, match=message):
-            import_cuts(path, tmp_path / "out", lexicon)
+            import_cuts(path, tmp_path / "out", lexicon=lexicon)
         assert not (tmp_path / "out").exists()
 
     refused([c1, c1.with_id("again")], "supervision ann-1 is there twice")
@@ -268,9 +281,9 @@ def test_bad_cuts(cuts, tmp_path, monkeypatch):
     refused([c1], "cut c1: its audio can't be read")
     path.write_text("hello")
     with pytest.raises(InputError, match="not a manifest of cuts"):
-        import_cuts(path, tmp_path / "out", LEXICON)
+        import_cuts(path, tmp_path / "out", lexicon=LEXICON)
     with pytest.raises(InputError, match="no such file"):
-        import_cuts(tmp_path / "none.jsonl.gz", tmp_path / "out", LEXICON)
+        import_cuts(tmp_path / "none.jsonl.gz", tmp_path / "out", lexicon=LEXICON)
     monkeypatch.setitem(sys.modules, "lhotse", None)
     with pytest.raises(InputError, match="pip install lhotse"):
-        import_cuts(path, tmp_path / "out", LEXICON)
+        import_cuts(path, tmp_path / "out", lexicon=LEXICON)

@@ -8,6 +8,7 @@ from posinv.augment.draws import generator
 from posinv.bin import prepare_librispeech
 from posinv.corpora.lexicon import Lexicon
 from posinv.corpora.librispeech import prepare
+from posinv.corpora.prepared import Contents
 from posinv.data.audio import write_audio
 from posinv.data.directory import DataDir, validate
 from posinv.errors import InputError
@@ -50,14 +51,16 @@ def chapter(librispeech):
 
 
 def prepare_all(librispeech, out, nj=1, lexicon=LEXICON):
-    return prepare(librispeech, "train-clean-100", out, Lexicon(lexicon, g2p=False), nj)
+    lexicon = Lexicon(lexicon, g2p=False)
+    return prepare(librispeech, out, subset="train-clean-100", lexicon=lexicon, nj=nj)
 
 
 @pytest.mark.parametrize("nj", [1, 2])
 def test_a_data_directory(librispeech, tmp_path, monkeypatch, nj):
     monkeypatch.chdir(tmp_path)
     relative = librispeech.relative_to(tmp_path)
-    assert prepare_all(relative, tmp_path / "data" / "train", nj) == (5, 3)
+    prepared = prepare_all(relative, tmp_path / "data" / "train", nj)
+    assert prepared.directories == {tmp_path / "data" / "train": Contents(5, 3)}
     data = DataDir.read(tmp_path / "data" / "train")
     assert data.text == SAID
     assert data.phn == {
@@ -141,6 +144,6 @@ def test_the_command(librispeech, tmp_path, monkeypatch, capsys):
     assert data.phn["103-1240-0000"] == "CH AE1 P W AH1 N"
     assert data.phn["103-1241-0003"] == "HH AW1 S"  # predicted
     assert capsys.readouterr().out.splitlines() == [
-        f"{out}: 5 utterances, 3 speakers",
+        f"{out}: 5 utterances of 3 speakers",
         f"{out}: 2 words (1 different) aren't in the lexicon and were predicted: HOUSE HH AW1 S",
     ]

@@ -27,14 +27,17 @@ def snapshot(directory):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     out = tmp_path_factory.mktemp("mini") / "some data"
-    return out, prepare(out, 2.0, 0.3, 0.4, nj=2)
+    return out, prepare(out, minutes=2.0, dev_minutes=0.3, test_minutes=0.4, nj=2)
 
 
 def test_sets_are_valid_and_long_enough(corpus):
-    out, written = corpus
+    out, prepared = corpus
     for split, minutes in zip(SPLITS, (2.0, 0.3, 0.4), strict=True):
-        assert minutes <= written[split] < minutes + 0.1
-        assert validate(out / split, 16000) / 16000 / 60 == pytest.approx(written[split])
+        made = prepared.directories[out / split]
+        assert minutes <= made.minutes < minutes + 0.1
+        assert validate(out / split, 16000) / 16000 / 60 == pytest.approx(made.minutes)
+        data = DataDir.read(out / split)
+        assert (made.utterances, made.speakers) == (len(data.text), len({*data.utt2spk.values()}))
 
 
 def test_speakers_and_phrases_are_disjoint(corpus):
@@ -85,14 +88,15 @@ def test_the_grammar_is_closed_and_its_words_are_frequent():
 
 def test_two_runs_give_identical_bytes(corpus, tmp_path):
     # A prefix of the same corpus, in another place, with another number of processes.
-    prepare(tmp_path / "x", 0.3, 0.1, 0.1, nj=1)
+    short = {"minutes": 0.3, "dev_minutes": 0.1, "test_minutes": 0.1}
+    prepare(tmp_path / "x", **short, nj=1)
     first, second = snapshot(corpus[0]), snapshot(tmp_path / "x")
     audio = [name for name in second if name.endswith(".flac")]
     assert len(audio) >= 8
     assert {name: second[name] for name in audio} == {name: first[name] for name in audio}
-    prepare(tmp_path / "y", 0.3, 0.1, 0.1, nj=2)
+    prepare(tmp_path / "y", **short, nj=2)
     assert snapshot(tmp_path / "y") == second
-    prepare(tmp_path / "z", 0.3, 0.1, 0.1, seed=1)
+    prepare(tmp_path / "z", **short, seed=1)
     assert snapshot(tmp_path / "z")["train/text"] != second["train/text"]
 
 

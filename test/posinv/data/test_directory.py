@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posinv.data.audio import read_audio, write_audio
-from posinv.data.directory import DataDir, check_tokens, format_data, validate, whole_directory
+from posinv.data.directory import DataDir, check_tokens, format_data, validate
+from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import read_table, write_table
 from posinv.errors import InputError
@@ -259,18 +260,18 @@ def test_output_never_replaces_its_source_or_a_stranger(data, tmp_path):
             format_data(data, out, RATE)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").touch()
-    with pytest.raises(InputError, match="exists and isn't a data directory"):
+    with pytest.raises(InputError, match=r"home: exists already and has no wav\.scp: remove"):
         format_data(data, tmp_path / "home", RATE)
     assert (tmp_path / "home" / "thesis.tex").exists()
 
 
-def test_whole_directory_replaces_at_the_end_alone(data, tmp_path):
+def test_an_atomic_folder_replaces_at_the_end_alone(data, tmp_path):
     before = sorted(data.iterdir())
-    with pytest.raises(RuntimeError), whole_directory(data) as fresh:
+    with pytest.raises(RuntimeError), atomic_folder(data, replaces="wav.scp") as fresh:
         (fresh / "x").touch()
         raise RuntimeError
     assert sorted(data.iterdir()) == before
-    with whole_directory(data) as fresh:
+    with atomic_folder(data, replaces="wav.scp") as fresh:
         (fresh / "x").touch()
     assert [path.name for path in data.iterdir()] == ["x"]
     assert [path.name for path in tmp_path.iterdir()] == [data.name]

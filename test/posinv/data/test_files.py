@@ -1,45 +1,64 @@
 import pytest
 
-from posinv.data.files import new_directory, write_whole
+from posinv.data.files import atomic_file, atomic_folder, write_atomic
 from posinv.errors import InputError
 
 
 def test_writes_and_replaces(tmp_path):
     path = tmp_path / "a folder" / "file.txt"
-    write_whole(path, "first\n")
-    write_whole(path, "ß\n")
+    write_atomic(path, "first\n")
+    write_atomic(path, "ß\n")
     assert path.read_bytes() == "ß\n".encode()
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_failure_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
-    write_whole(path, "old")
+    write_atomic(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "new \ud800")
+        write_atomic(path, "new \ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_new_directory_appears_whole(tmp_path):
+def test_an_atomic_file_keeps_its_suffix_and_may_be_a_link(tmp_path):
+    path = tmp_path / "a folder" / "link.txt"
+    for target in ("first", "second"):
+        with atomic_file(path) as temporary:
+            assert temporary.suffix == ".txt" and temporary.parent == path.parent
+            temporary.symlink_to(target)
+    assert str(path.readlink()) == "second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_atomic_folder_appears_whole(tmp_path):
     out = tmp_path / "parent" / "a folder"
-    with new_directory(out) as fresh:
+    with atomic_folder(out) as fresh:
         (fresh / "x").touch()
         assert not out.exists()
     assert [path.name for path in out.iterdir()] == ["x"]
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_new_directory_takes_the_place_of_an_empty_one_alone(tmp_path):
+def test_an_atomic_folder_takes_the_place_of_an_empty_one_alone(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(RuntimeError), new_directory(out) as fresh:
+    with pytest.raises(RuntimeError), atomic_folder(out) as fresh:
         (fresh / "x").touch()
         raise RuntimeError
     assert list(tmp_path.iterdir()) == [out] and not list(out.iterdir())
-    with new_directory(out) as fresh:
+    with atomic_folder(out) as fresh:
         (fresh / "x").touch()
     for taken in (out, out / "x"):
-        with pytest.raises(InputError, match=r"exists already"), new_directory(taken):
+        with pytest.raises(InputError, match=r"exists already"), atomic_folder(taken):
             pass
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "x"]
+    (out / "wav.scp").touch()
+    with atomic_folder(out, replaces="wav.scp") as fresh:
+        (fresh / "y").touch()
+    with (
+        pytest.raises(InputError, match=r"exists already and has no wav\.scp"),
+        atomic_folder(out, replaces="wav.scp"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "y"]

@@ -333,6 +333,19 @@ def test_bad_arrays(enhancer, wave):
         enhancer(wave, 16000)
 
 
+@pytest.mark.parametrize("channels, samples", [(1, 65), (2, 16000), (64, 100)])
+def test_channels_first_is_refused(enhancer, channels, samples):
+    wave = noise(samples, channels).T
+    message = rf"of shape \({channels}, {samples}\): channels come last, \(T, C\); transpose it"
+    for array in (wave, torch.from_numpy(wave.copy())):
+        with pytest.raises(InputError, match=message):
+            enhancer(array, 16000)
+
+
+def test_more_channels_than_samples(stub):
+    assert stub(lambda x: x)(noise(3, 64), 16000).shape == (3, 64)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_samples_that_are_not_finite(enhancer, stub, tmp_path, value):
     wave = noise(3000)
