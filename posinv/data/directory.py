@@ -241,12 +241,12 @@ def format_data(
             x, clean = read_pair(utt, *entries, sampling_rate, resample, min_samples)
             peak = max(np.abs(x).max(), np.abs(clean).max())
             gain = 1 / peak if peak > 1 else 1.0
-            names = [f"audio/{utt}.{audio_format}"] * 2
-            write_audio(fresh / names[0], np.clip(gain * x, -1, 1), sampling_rate)
+            wav = spk1 = f"audio/{utt}.{audio_format}"
+            write_audio(fresh / wav, np.clip(gain * x, -1, 1), sampling_rate)
             if clean is not x:
-                names[1] = f"audio/{utt}.spk1.{audio_format}"
-                write_audio(fresh / names[1], np.clip(gain * clean, -1, 1), sampling_rate)
-            return utt, *(str(out / name) for name in names), len(x), gain < 1
+                spk1 = f"audio/{utt}.spk1.{audio_format}"
+                write_audio(fresh / spk1, np.clip(gain * clean, -1, 1), sampling_rate)
+            return utt, str(out / wav), str(out / spk1), len(x), bool(gain < 1)
 
         results = list(map_parallel(convert, data.wav, nj))
         utts, wavs, spk1s, lengths, scaled = zip(*results, strict=True)
