@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from posinv.bin.cli import command_parser, run
-from posinv.data.directory import validate
+from posinv.data.directory import TokenKind, validate
 
 
 def main() -> None:
@@ -17,7 +17,11 @@ def main() -> None:
         )
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
-    lists = {"phn": args.phn_tokens, "word": args.word_tokens, "char": args.char_tokens}
+    lists: dict[TokenKind, Path | None] = {
+        "phn": args.phn_tokens,
+        "word": args.word_tokens,
+        "char": args.char_tokens,
+    }
     tokens = {kind: path for kind, path in lists.items() if path}
     samples = validate(args.directory, args.sampling_rate, tokens, args.nj)
     print(f"{args.directory}: valid, {samples / args.sampling_rate / 60:.1f} minutes")

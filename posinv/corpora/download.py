@@ -75,49 +75,38 @@ def download(
         raise InputError(f"checksum {checksum}: must be md5: or sha256: and its hex digits")
     if not re.fullmatch(r"(https?|file)://[!-~]+", url):
         raise InputError(f"{url}: must begin with http://, https:// or file://, and be %-encoded")
+    ok = out.with_name(f"{out.name}.ok")
     with _alone(out):
         if out.exists():
-            if checksum:
-                _verify(out, checksum)
+            if checksum and (found := _other_digest(out, checksum, ok)):
+                raise InputError(
+                    f"{out}: {found}, not {checksum}: remove it, and it is downloaded again"
+                )
             return False
-        partial = _Partial(url, out, needed_gb, unpack_to and Path(unpack_to))
+        partial = _Partial(url, out, needed_gb, Path(unpack_to) if unpack_to else None)
         partial.complete()
-        if checksum and not (found := _digest(partial.path, checksum)).startswith(checksum):
+        if checksum and (found := _other_digest(partial.path, checksum, ok)):
             partial.discard()
             raise InputError(
                 f"{url}: {found}, not {checksum}: removed; try again, or correct the checksum"
             )
         partial.path.replace(out)
         partial.discard()
-        if checksum:
-            _remember(out, checksum)
     return True
 
 
-def _verify(out: Path, checksum: str) -> None:
-    try:
-        known = json.loads(_ok_file(out).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = None
-    if known == _identity(out, checksum):
-        return
-    found = _digest(out, checksum)
+def _other_digest(path: Path, checksum: str, ok: Path) -> str | None:
+    """Return the file's digest if it isn't the checksum's; remember in ``ok`` if it is."""
+    stat = path.stat()
+    identity = {"checksum": checksum, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    record = json.dumps(identity) + "\n"
+    if ok.exists() and ok.read_bytes() == record.encode():
+        return None
+    found = _digest(path, checksum)
     if not found.startswith(checksum):
-        raise InputError(f"{out}: {found}, not {checksum}: remove it, and it is downloaded again")
-    _remember(out, checksum)
-
-
-def _remember(out: Path, checksum: str) -> None:
-    write_atomic(_ok_file(out), json.dumps(_identity(out, checksum)) + "\n")
-
-
-def _ok_file(out: Path) -> Path:
-    return out.with_name(f"{out.name}.ok")
-
-
-def _identity(out: Path, checksum: str) -> dict[str, object]:
-    stat = out.stat()
-    return {"checksum": checksum, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        return found
+    write_atomic(ok, record)
+    return None
 
 
 def _digest(path: Path, checksum: str) -> str:
@@ -192,19 +181,19 @@ def _progress(name: str, total: int | None, initial: int = 0) -> tqdm:
 class _Version:
     """What tells one version of a file on a server from another.
 
-    ``validator`` is for If-Range: a strong ETag or the time of change. Without one, nothing is
+    ``validator`` is for If-Range: a strong ETag or the time of change. If it is empty, nothing is
     resumed.
     """
 
     url: str
-    validator: str | None
+    validator: str
     size: int | None
 
     @classmethod
     def of(cls, url: str, response: HTTPResponse) -> "_Version":
         etag, length = response.headers["ETag"], response.headers["Content-Length"]
         validator = etag if etag and etag[0] == '"' else response.headers["Last-Modified"]
-        return cls(url, validator, int(length) if length else None)
+        return cls(url, validator or "", int(length) if length else None)
 
     def goes_on_with(self, response: HTTPResponse, start: int) -> bool:
         """Whether a response with status 206 is the rest of this version from a byte on."""
@@ -251,24 +240,21 @@ class _Partial:
             failures += 1
 
     def _attempt(self) -> None:
-        version, start = self._version(), self._size()
-        if version is None:
-            start = 0
-        elif start == version.size:
+        version = self._version()
+        start = self._size() if version else 0
+        if version and start == version.size:
             return
         with self._open(version, start) as response:
-            resumed = response.status == 206
-            if resumed and not (start and version.goes_on_with(response, start)):
-                self.discard()
-                raise ConnectionError("the file has changed on the server")
-            if not resumed:
+            if response.status == 206:
+                if not (version and start and version.goes_on_with(response, start)):
+                    raise self._changed()
+            else:
                 self.discard()
                 version, start = _Version.of(self.url, response), 0
             self._check_space(version.size or 0, start)
             with _local_errors(self.path):
                 file = self.path.open("ab")
-                if not resumed:
-                    write_atomic(self._version_file, json.dumps(asdict(version)) + "\n")
+                write_atomic(self._version_file, json.dumps(asdict(version)) + "\n")
             with file, _progress(self.path.stem, version.size, start) as bar:
                 while chunk := response.read(_CHUNK):
                     with _local_errors(self.path):
@@ -280,16 +266,19 @@ class _Partial:
 
     def _open(self, version: _Version | None, start: int) -> HTTPResponse:
         request = Request(self.url, headers={"User-Agent": f"posinv/{__version__}"})
-        if start:
+        if version and start:
             request.add_header("Range", f"bytes={start}-")
             request.add_header("If-Range", version.validator)
         try:
             return urlopen(request, timeout=TIMEOUT)
         except HTTPError as error:
-            if error.code != 416:
-                raise
-            self.discard()  # there are no more bytes than we have: it isn't the same file
-            raise ConnectionError("the file has changed on the server") from error
+            if error.code == 416:  # it has no more bytes than we have
+                raise self._changed() from error
+            raise
+
+    def _changed(self) -> ConnectionError:
+        self.discard()
+        return ConnectionError("the file has changed on the server")
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
@@ -407,28 +396,23 @@ def _unpack(archive: Path, fresh: Path, needed_gb: float | None) -> list[str]:
             raise InputError(f"{archive}: '{name}' leads out of the folder: nothing was unpacked")
         names.add("/".join(path.parts[:2]))
 
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as file:
-            members = file.infolist()
-            total = sum(member.file_size for member in members)
-            _require_space(str(archive), [(fresh, total)])
-            for member in members:
-                check(member.filename)
-            with _progress(archive.name, total) as bar:
+    def accept(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        check(member.name)
+        return tarfile.data_filter(member, path)
+
+    size = archive.stat().st_size
+    with _progress(archive.name, size) as bar, archive.open("rb") as file:
+        source = CallbackIOWrapper(bar.update, file)
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(source) as zipped:
+                members = zipped.infolist()
+                _require_space(str(archive), [(fresh, sum(m.file_size for m in members))])
                 for member in members:
-                    file.extract(member, fresh)
-                    bar.update(member.file_size)
-    else:
-
-        def accept(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-            check(member.name)
-            return tarfile.data_filter(member, path)
-
-        size = archive.stat().st_size
-        taken = UNPACKED * size if needed_gb is None else needed_gb * _GB
-        _require_space(str(archive), [(fresh, taken)])
-        with _progress(archive.name, size) as bar, archive.open("rb") as file:
-            source = CallbackIOWrapper(bar.update, file)
+                    check(member.filename)
+                zipped.extractall(fresh)
+        else:
+            taken = UNPACKED * size if needed_gb is None else needed_gb * _GB
+            _require_space(str(archive), [(fresh, taken)])
             with tarfile.open(fileobj=source, mode="r|*") as tar:
                 tar.extractall(fresh, filter=accept)
     return sorted(names - {""})

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -130,14 +130,10 @@ def prepare(
             (fresh / "audio").mkdir()
             share = wanted[split] * 60 * SAMPLING_RATE / len(speakers)
 
-            def join_all(
-                speaker: str, split=split, speakers=speakers, share=share, fresh=fresh
-            ) -> tuple[dict[str, str], int]:
-                return _join_speaker(speaker, split, speakers[speaker], share, fresh, seed)
-
             digits: dict[str, str] = {}
             total = 0
-            for said, samples in map_parallel(join_all, speakers, nj):
+            join = partial(_join_speaker, split=split, share=share, out=fresh, seed=seed)
+            for said, samples in map_parallel(join, speakers.items(), nj):
                 digits |= said
                 total += samples
             wav = {utt: str(final / "audio" / f"{utt}.flac") for utt in digits}
@@ -154,9 +150,10 @@ def prepare(
 
 
 def _join_speaker(
-    speaker: str, split: str, paths: list[Path], share: float, out: Path, seed: int
+    recordings: tuple[str, list[Path]], split: str, share: float, out: Path, seed: int
 ) -> tuple[dict[str, str], int]:
     # Utterance id to digits, and the number of samples written.
+    speaker, paths = recordings
     rng = generator(seed, split, speaker)
     endless = _again_and_again(paths, rng)
     said: dict[str, str] = {}

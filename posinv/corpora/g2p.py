@@ -1,6 +1,6 @@
 """Grapheme-to-phoneme conversion (G2P): how a word may be said, learnt from a lexicon."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numba
 import numpy as np
@@ -15,7 +15,12 @@ _SHARE = 2e-4  # of a letter's graphones; rarer ones aren't tried
 _START, _END = 0, 1  # tokens of the n-gram model; graphones come after
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
-_jit = numba.njit(cache=True)
+
+def _jit[F: Callable](function: F) -> F:
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:  # there is no folder in which numba may keep what it compiled
+        return numba.njit(function)
 
 
 class G2P:
@@ -78,7 +83,7 @@ class G2P:
         return [self._phonemes[number] for code in codes for number in _sounds_of(code, count)]
 
 
-def _number(symbols: Sequence[str]) -> dict[str, int]:
+def _number(symbols: Iterable[str]) -> dict[str, int]:
     return {symbol: number for number, symbol in enumerate(sorted(set(symbols)))}
 
 
@@ -154,7 +159,7 @@ def _sounds_of(code: int, num_phonemes: int) -> tuple[int, ...]:
 
 
 @_jit
-def _code(sounds, start, size, num_phonemes):
+def _code(sounds: np.ndarray, start: int, size: int, num_phonemes: int) -> int:
     if size == 0:
         return 0
     if size == 1:
@@ -166,17 +171,23 @@ def _align(words: list[np.ndarray], sounds: list[np.ndarray]) -> np.ndarray:
     # The code of each letter of all words.
     num_letters, num_phonemes = (1 + max(x.max() for x in xs) for xs in (words, sounds))
     ends = [np.cumsum([0, *map(len, xs)]) for xs in (words, sounds)]
-    data = np.concatenate(words), np.concatenate(sounds), *ends
+    letters, phonemes = np.concatenate(words), np.concatenate(sounds)
     weights = np.full((num_letters, 1 + num_phonemes + num_phonemes**2), 0.01)
     weights[:, 0], weights[:, 1 : 1 + num_phonemes] = 0.2, 1.0
     for _ in range(_ITERATIONS):
         weights /= weights.sum()
-        weights = _expected_counts(*data, weights)
-    return _best_codes(*data, weights / weights.sum())
+        weights = _expected_counts(letters, phonemes, *ends, weights)
+    return _best_codes(letters, phonemes, *ends, weights / weights.sum())
 
 
 @_jit
-def _expected_counts(letters, sounds, word_ends, sound_ends, weights):
+def _expected_counts(
+    letters: np.ndarray,
+    sounds: np.ndarray,
+    word_ends: np.ndarray,
+    sound_ends: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
     num_phonemes = sounds.max() + 1
     counts = np.zeros_like(weights)
     for w in range(len(word_ends) - 1):
@@ -201,7 +212,13 @@ def _expected_counts(letters, sounds, word_ends, sound_ends, weights):
 
 
 @_jit
-def _best_codes(letters, sounds, word_ends, sound_ends, weights):
+def _best_codes(
+    letters: np.ndarray,
+    sounds: np.ndarray,
+    word_ends: np.ndarray,
+    sound_ends: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
     num_phonemes = sounds.max() + 1
     codes = np.zeros(len(letters), np.int64)
     for w in range(len(word_ends) - 1):

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import espeakng_loader
 import numpy as np
@@ -263,7 +264,7 @@ class _ESpeak:
     def start(cls) -> None:
         cls.instance = cls()
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lib = ctypes.CDLL(espeakng_loader.get_library_path())
         self.lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
         data = str(espeakng_loader.get_data_path()).encode()
@@ -280,7 +281,7 @@ class _ESpeak:
         @ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
         )
-        def collect(wave, num_samples, events):
+        def collect(wave: Any, num_samples: int, _events: object) -> int:
             if wave and num_samples:
                 chunks.append(ctypes.string_at(wave, 2 * num_samples))
             return 0

@@ -29,10 +29,8 @@ MANIFEST_COLUMNS = (
     *("utt", "source_utt", "noise", "snr_db", "speed", "silence_s", "gain", "noise_source"),
 )
 
-
 _PEAK = 0.99  # what would pass it is scaled down to it
 _RECORDING_RMS = 0.1
-
 
 NOISE_TYPES = (*NOISES, "babble", "recorded")
 
@@ -69,7 +67,7 @@ class Mixing:
     sampling_rate: int = 16000
     resample: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_types(self.noise_types, NOISE_TYPES, self.babble)
         if not self.noise_types or not self.snrs or not self.speeds:
             raise InputError("--noise_types, --snrs and --speeds each need at least one value")
@@ -261,7 +259,7 @@ class _Noises:
     ):
         self.rate, self.resample = rate, resample
         self.fade = round(FADE_SECONDS * rate)
-        self.talk = DataDir.read(babble) if "babble" in noise_types else None
+        self.talk = DataDir.read(babble) if babble and "babble" in noise_types else None
         self.recordings = _audio_files(recorded) if "recorded" in noise_types else ()
 
     def draw(
@@ -279,13 +277,15 @@ class _Noises:
     def _babble(
         self, rng: np.random.Generator, num_samples: int, speaker: str, source: str
     ) -> tuple[np.ndarray, str]:
-        others = [utt for utt, spk in self.talk.utt2spk.items() if spk != speaker]
-        others = others or [utt for utt in self.talk.wav if utt != source]
+        assert self.talk, "_check_types asks for speech with the type babble"
+        entries, speakers = self.talk.spk1, self.talk.utt2spk
+        others = [utt for utt in speakers if speakers[utt] != speaker]
+        others = others or [utt for utt in entries if utt != source]
         if not others:
             raise InputError("--babble_src: no other utterance to make babble of")
         count = min(int(rng.integers(4, 7)), len(others))
         chosen = [others[i] for i in rng.choice(len(others), count, replace=False)]
-        talk = (self._read(self.talk.spk1[utt]) for utt in chosen)
+        talk = (self._read(entries[utt]) for utt in chosen)
         voices = [_unit(excerpt(x, num_samples, rng, self.fade)[0]) for x in talk]
         return np.sum(voices, axis=0, dtype=np.float64), ",".join(chosen)
 

@@ -133,7 +133,8 @@ def open_recording(entry: str) -> Recording:
     if entry.endswith("|"):
         name = f"output of '{entry}'"
         with _decoding(name):
-            return Recording.of_array(*soundfile.read(_run(entry), dtype="float32"), name)
+            x, rate = soundfile.read(_run(entry), dtype="float32")
+        return Recording.of_array(x, rate, name)
     if not is_file(entry):
         return _read_archive(entry, Path(entry.rpartition(":")[0]))
     _require_content(Path(entry))

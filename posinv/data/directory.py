@@ -249,16 +249,15 @@ def format_data(
             x, reference = read_pair(utt, *entries, sampling_rate, resample, min_samples)
             peak = max(np.abs(x).max(), np.abs(reference).max())
             gain = 1 / peak if peak > 1 else 1.0
-            names = [f"audio/{utt}.{audio_format}"] * 2
-            write_audio(fresh / names[0], np.clip(gain * x, -1, 1), sampling_rate)
+            wav = spk1 = f"audio/{utt}.{audio_format}"
+            write_audio(fresh / wav, np.clip(gain * x, -1, 1), sampling_rate)
             if reference is not x:
-                names[1] = f"audio/{utt}.spk1.{audio_format}"
-                write_audio(fresh / names[1], np.clip(gain * reference, -1, 1), sampling_rate)
-            digest = blake2b(digest_size=16)
-            for name in names:
-                digest.update((fresh / name).read_bytes())
-            wav, spk1 = (str(out / name) for name in names)
-            return utt, wav, spk1, len(x), digest.hexdigest(), gain < 1
+                spk1 = f"audio/{utt}.spk1.{audio_format}"
+                write_audio(fresh / spk1, np.clip(gain * reference, -1, 1), sampling_rate)
+            digest = blake2b((fresh / wav).read_bytes(), digest_size=16)
+            digest.update((fresh / spk1).read_bytes())
+            paths = str(out / wav), str(out / spk1)
+            return utt, *paths, len(x), digest.hexdigest(), bool(gain < 1)
 
         results = list(map_parallel(convert, data.wav, nj))
         utts, wavs, spk1s, lengths, digests, scaled = zip(*results, strict=True)

@@ -21,8 +21,11 @@ def map_parallel[Job, Result](
         yield from pool.imap(_call, jobs, chunk)
 
 
+# A worker's function. The fork inherits it, so that it isn't pickled for each job.
+_function: Callable
+
+
 def _remember(function: Callable) -> None:
-    # Inherited by the fork: what the function holds isn't pickled for each job.
     global _function
     _function = function
 
