@@ -30,6 +30,7 @@ MANIFEST_COLUMNS = (
 )
 
 _PEAK = 0.99  # what would pass it is scaled down to it
+_DRAWS = 20  # of a noise, until one isn't silent: recordings have silent stretches
 _RECORDING_RMS = 0.1
 
 NOISE_TYPES = (*NOISES, "babble", "recorded")
@@ -105,7 +106,7 @@ def mix_noise(
     ``manifest.tsv`` holds the draws.
 
     Args:
-        src: the data directory whose ``spk1.scp`` is the clean speech.
+        src: the data directory of clean speech.
         out: the data directory to write; it appears whole or not at all, and replaces an
             earlier one. Its utterances are ``<utt>-<tag>``, ``<utt>-<tag>2``, ...
         mixing: what to draw from.
@@ -117,12 +118,20 @@ def mix_noise(
 
     Raises:
         InputError: bad input, as :class:`Mixing`, :meth:`posinv.data.directory.DataDir.read` and
-            :func:`posinv.data.audio.read_audio`; silent speech; no other speech for babble.
+            :func:`posinv.data.audio.read_audio`; silent speech; no other speech for babble;
+            audio with a clean reference of its own, which is noisy already.
     """
     refuse_overlap(src, out)
     if copies < 1:
         raise InputError(f"--copies {copies}: at least 1")
     data = DataDir.read(src)
+    paired = [utt for utt, entry in data.wav.items() if data.spk1[utt] != entry]
+    if paired:
+        raise InputError(
+            f"{Path(src) / 'spk1.scp'}: utterance {paired[0]} ({len(paired)} such) has a clean "
+            "reference of its own, so its audio is noisy already: run.sh --mix_noise false uses "
+            "such pairs as they are; to mix noise into clean speech, list that in wav.scp"
+        )
     noises = _Noises(
         mixing.noise_types, mixing.babble, mixing.recorded, mixing.sampling_rate, mixing.resample
     )
@@ -133,7 +142,7 @@ def mix_noise(
 
         def mix(job: tuple[str, str]) -> tuple[str, str, tuple[str, ...]]:
             source, utt = job
-            entry = data.spk1[source]
+            entry = data.wav[source]
             try:
                 clean, noisy, row = _mix(utt, entry, data.utt2spk[source], source, mixing, noises)
             except InputError as error:
@@ -176,13 +185,19 @@ def _mix(
     speech = original if speed == 1 else soxr.resample(original, rate * speed, rate)
     silence = round(seconds * rate)
     clean = np.concatenate([np.zeros(silence), speech])
-    noise, noise_source = noises.draw(noise_type, rng, len(clean), speaker, source)
-
-    speech_power, noise_power = np.mean(speech**2), np.mean(noise[silence:] ** 2)
+    speech_power = np.mean(speech**2)
     if not speech_power > 0:
         raise InputError(f"{entry}: silent, so that it has no SNR: remove the utterance")
-    if not noise_power > 0:
-        raise InputError(f"{noise_source}: this noise is silent: leave it out")
+    for _ in range(_DRAWS):
+        noise, noise_source = noises.draw(noise_type, rng, len(clean), speaker, source)
+        noise_power = np.mean(noise[silence:] ** 2)
+        if noise_power > 0:
+            break
+    else:
+        raise InputError(
+            f"{noise_source}: silent, as {_DRAWS - 1} other draws of {noise_type} noise were: "
+            "leave silent recordings out"
+        )
     noisy = clean + noise * math.sqrt(speech_power / noise_power / 10 ** (snr / 10))
     gain = min(1.0, _PEAK / max(np.abs(noisy).max(), np.abs(clean).max()))
     row = f"{snr:g}", f"{speed:g}", f"{silence / rate:.6f}", f"{gain:.6f}", noise_source

@@ -132,6 +132,44 @@ def test_kaldi_directories_are_imported_and_data_used_as_it_is(checkout, recipe,
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_pairs_of_noisy_and_clean_speech(checkout, recipe, tmp_path):
+    """They are used as they are; noise isn't mixed into them."""
+    assert setup(checkout, "enh1", "egs/pairs/enh1").returncode == 0
+    pairs = recipe("pairs/enh1")
+    rng = np.random.default_rng(0)
+    for split in ("train", "dev", "test"):
+        folder = pairs.dir / "data" / split
+        folder.mkdir(parents=True)
+        for name, scale in (("noisy", 0.1), ("clean", 0.05)):
+            soundfile.write(
+                tmp_path / f"{split}_{name}.wav", scale * rng.standard_normal(8000), 16000
+            )
+        lists = {"wav.scp": f"{tmp_path}/{split}_noisy.wav", "text": "ONE", "phn": "W AH N"}
+        lists |= {"utt2spk": split, "spk1.scp": f"{tmp_path}/{split}_clean.wav"}
+        for name, entry in lists.items():
+            (folder / name).write_text(f"{split}-1 {entry}\n")
+    options = ["--stop_stage", 3, "--nj", 1]
+    done = pairs.run(*options)
+    assert done.returncode != 0
+    assert "run.sh --mix_noise false uses such pairs as they are" in done.stderr
+    done = pairs.run(*options, "--mix_noise", "false")
+    assert done.returncode != 0
+    assert "made by mixing, which --mix_noise false forbids; there are: clean noisy" in done.stderr
+    options += ["--test_conditions", "clean noisy"]
+    done = pairs.run(*options, "--mix_noise", "false")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, audio in (
+        *(("train", "train_clean"), ("train_noisy", "train_noisy"), ("dev_noisy", "dev_noisy")),
+        *(("test_clean", "test_clean"), ("test_noisy", "test_noisy")),
+    ):
+        split = name.partition("_")[0]
+        raw = pairs.dir / "dump" / "raw" / name
+        for scp, expected in (("wav.scp", audio), ("spk1.scp", f"{split}_clean")):
+            path = pairs.dir / (raw / scp).read_text().split(maxsplit=1)[1].strip()
+            x, y = (soundfile.read(file)[0] for file in (path, tmp_path / f"{expected}.wav"))
+            assert np.array_equal(x, y), (name, scp)
+
+
 def test_readme_as_a_new_user(checkout, recipe, shared_data):
     """egs/README.md's AN4, its data.sh pasted as it stands there."""
     assert setup(checkout, "enh1", "egs/my_an4/enh1").returncode == 0

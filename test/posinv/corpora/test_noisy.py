@@ -365,6 +365,26 @@ def test_bad_sources(clean, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [clean.name]
 
 
+def test_silent_stretches_of_a_recording_are_not_drawn(clean, tmp_path):
+    recording = tmp_path / "recording.wav"
+    x = np.zeros(40 * RATE)
+    x[15 * RATE : 30 * RATE] = 0.1 * generator("noise").standard_normal(15 * RATE)
+    write_audio(recording, x, RATE)
+    mixing = Mixing(("recorded",), (5,), 0, "x", recorded=(recording,))
+    assert mix_noise(clean, tmp_path / "noisy", mixing) == 12
+    silence = tmp_path / "silence.wav"
+    write_audio(silence, 0 * x, RATE)
+    with pytest.raises(InputError, match=r"silence.wav@\d+: silent, as 19 other draws"):
+        mix_noise(clean, tmp_path / "x", Mixing(("recorded",), (5,), 0, "x", recorded=(silence,)))
+
+
+def test_noise_is_not_mixed_into_noisy_audio(clean, tmp_path):
+    mixing = Mixing(("white",), (5,), 0, "x")
+    mix_noise(clean, tmp_path / "noisy", mixing)
+    with pytest.raises(InputError, match=r"spk1.scp: utterance a-0-x \(12 such\) has a clean"):
+        mix_noise(tmp_path / "noisy", tmp_path / "twice", mixing)
+
+
 def test_command(clean, tmp_path):
     def run(*options):
         command = [sys.executable, "-m", "posinv.bin.mix_noise", "--src", clean, *options]
