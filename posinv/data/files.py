@@ -1,4 +1,4 @@
-"""Atomic writers: a file or folder appears whole or not at all. YAML, read or refused."""
+"""Atomic writers: a file or folder is there complete or not at all. Reading YAML."""
 
 import os
 import tempfile

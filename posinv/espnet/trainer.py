@@ -68,7 +68,7 @@ class SeededTrainer(Trainer):
 
     @classmethod
     def run(cls, model: torch.nn.Module, **parts) -> None:
-        """Train; a checkpoint is there whole or not at all, whenever the run is killed."""
+        """Train; checkpoints are written atomically, whenever the run is killed."""
         model.register_forward_hook(_separate_loss)
         with _saving_whole():
             super().run(model=model, **parts)

@@ -41,7 +41,7 @@ def export(
     base_license: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Write a trained model and its model card into a folder, which appears whole or not at all.
+    """Write a trained model and its model card into a folder, atomically.
 
     A pretrained or fine-tuned SSL model gives ``config.json``, ``model.safetensors`` and
     ``preprocessor_config.json``; a DEMUCS gives ``model.th``, a state dict as the ``denoiser``

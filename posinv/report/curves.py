@@ -52,7 +52,7 @@ def plot_curves(
     Args:
         trainings: the output directories, one for each seed, by system.
         quantities: titles of the panels, by statistic; a training without it has no line.
-        out: image file to write; it appears whole or not at all.
+        out: image file, written atomically.
         levels: a statistic's value before training, a dashed line.
 
     Raises:
