@@ -1,6 +1,6 @@
 """The true lengths of a padded batch.
 
-Lengths may be on the CPU while the batch is on a GPU: then no function here waits for the GPU.
+If the batch is on a GPU and its lengths are on the CPU, no function here waits for the GPU.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,19 @@ def checked_lengths(
 ) -> Tensor:
     """Return lengths as int64, checked against the batch of ``tensor``.
 
-    They are on the CPU, unless they and the tensor are on a GPU. Then they stay there and, so that
-    nothing waits for the GPU, a length out of range becomes 0, and what is computed from it NaN.
+    The result is on the CPU, unless lengths and tensor are both on a GPU. Then it stays there, and
+    as an error would have to wait for the GPU, a length out of range becomes 0 instead. Losses of
+    that utterance are then NaN.
 
     Args:
-        name: what an error calls them.
+        name: the lengths' name in error messages.
         lengths: (B,) integers in 1..longest; None for all ``longest``.
         batch: B.
         longest: size of the tensor's time dimension.
-        tensor: the batch, whose shape an error tells.
+        tensor: the batch; error messages give its shape.
 
     Raises:
-        InputError: another shape, no integers, or a length out of range.
+        InputError: lengths of another shape, not integers, or out of range.
     """
     of = f"for a tensor of shape {tuple(tensor.shape)}"
     if lengths is None:
@@ -55,7 +56,7 @@ def checked_lengths(
 
 
 def on_device(lengths: Tensor, longest: int, device: torch.device) -> Tensor:
-    """Lengths as on a device, without waiting for it, nor copying those that are all the same."""
+    """Return lengths on a device without waiting for it, and without a copy if all are equal."""
     if lengths.device.type == "cpu" and device.type != "cpu" and bool((lengths == longest).all()):
         return torch.full(lengths.shape, longest, device=device)
     return lengths.to(device, non_blocking=True)
@@ -64,7 +65,7 @@ def on_device(lengths: Tensor, longest: int, device: torch.device) -> Tensor:
 def valid_mask(lengths: Tensor, size: int, device: torch.device | None = None) -> Tensor:
     """Return a bool mask ``(B, size)``, true at positions before each of ``lengths`` ``(B,)``.
 
-    It is on ``device``, without which it is where the lengths are.
+    It is on ``device``, by default on that of the lengths.
     """
     if device is not None:
         lengths = on_device(lengths, size, device)

@@ -1,20 +1,22 @@
-"""Time posinv's soft-DTW beside other implementations, all in one run.
+"""Compare the speed of posinv's soft-DTW and of other implementations, in one run.
 
-Cases, each with value and gradient:
+Each case computes value and gradient:
 
-cost      a given batch of cost matrices
-features  the soft-DTW divergence of two batches of feature sequences, gradients to both
-batch     as cost, over the number of utterances
-frames    as cost, over the number of frames, N = M
+cost      of a batch of cost matrices
+features  of the soft-DTW divergence of two batches of feature sequences; gradients of both
+batch     as cost, for several numbers of utterances
+frames    as cost, for several numbers of frames, N = M
 
-The other implementations are optional: pysdtw, tslearn and, on a GPU, dtw-loss-functions, from
-pip. "naive" is how LASER's authors compute the divergence, written anew: every pair by itself, with
-the (N, M, D) tensor of differences, and a scalar loop over the cells of its three alignments.
+The other implementations are optional; pip installs them: pysdtw, tslearn and, on a GPU,
+dtw-loss-functions. "naive" is our own code for the way in which LASER's authors compute the
+divergence: one pair at a time, with the (N, M, D) tensor of differences and a scalar loop over the
+cells of its three alignments.
 
-The implementations take turns, so that all see the machine's changing load. At each turn the
-threads of the one before come to rest, and a first run is not counted. Errors are those of the
-first utterance, relative to the largest value and gradient, against float64: posinv's reference, or
-for more than 400,000 cells its back end "torch". posinv itself must stay within 1e-4.
+The implementations take turns, so that changes of the machine's load affect all of them. Before
+each measurement the script waits until the threads of the implementation before are idle, and does
+one run that is not counted. The errors are those of the first utterance's value and gradient,
+relative to the largest of each. They are measured against posinv's float64 reference or, for more
+than 400,000 cells, against its back end "torch" in float64. posinv's errors must not exceed 1e-4.
 """
 
 import functools
@@ -30,7 +32,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
-from benchmark import benchmark_parser, check_device, leave_results
+from benchmark import benchmark_parser, check_device, write_benchmark
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -43,20 +45,20 @@ from posinv.softdtw import SoftDTWLoss, soft_dtw
 
 TOLERANCE = 1e-4
 REFERENCE_CELLS = 400_000
-REST = 0.02  # seconds, for which OpenMP's threads may still spin after the one before
+REST = 0.02  # seconds; OpenMP's threads may still spin for so long after the implementation before
 DIMENSION = 256
 COLUMNS = (
     *("case", "implementation", "version", "B", "N", "M", "runs", "median_ms", "min_ms", "max_ms"),
     *("ns_per_cell", "times_posinv", "value_error", "gradient_error", "note"),
 )
 
-# Inputs, of which the gradient is wanted, and the smoothing gamma -> values (B,).
+# From inputs, whose gradients are computed, and gamma to values (B,).
 Loss = Callable[[Sequence[Tensor], float], Tensor]
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """What to time: ``cost`` of (cost,), ``divergence`` of (x, y); None for what it hasn't."""
+    """Functions to time: ``cost`` takes (cost,), ``divergence`` (x, y); None: it has none."""
 
     name: str
     version: str
@@ -67,7 +69,7 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Size:
-    """What a case is measured at."""
+    """The size of a case: B pairs of N and M frames."""
 
     B: int
     N: int
@@ -75,13 +77,13 @@ class Size:
 
     @property
     def cells(self) -> int:
-        """Of all cost matrices together."""
+        """Number of cells of all cost matrices together."""
         return self.B * self.N * self.M
 
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation's times in seconds in one case, or a note why there are none."""
+    """One implementation's times in one case, in seconds, or a note why there are none."""
 
     case: str
     name: str
@@ -93,19 +95,19 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median time in seconds."""
         return statistics.median(self.seconds)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the cases, and how often and how long to measure."""
+    """Sizes of the cases; number of repeats and time limit."""
 
     main: Size
     batches: tuple[int, ...]
     frames: tuple[int, ...]
     repeats: int
-    seconds: float  # for an implementation in a case, beyond two runs
+    seconds: float  # time limit for one implementation in one case, two runs apart
 
 
 FULL = Plan(Size(8, 600, 560), (1, 2, 4, 8, 16), (100, 200, 400, 1000, 2000, 4000), 30, 2.0)
@@ -113,7 +115,7 @@ QUICK = Plan(Size(2, 30, 28), (1, 2), (10, 40), 2, 0.1)
 
 
 def implementations(device: str) -> list[Implementation | tuple[str, str]]:
-    """Return those at hand, and of the others the name and what is missing."""
+    """Return the installed implementations; for others (name, note that says what is missing)."""
     found: list[Implementation | tuple[str, str]] = [
         Implementation(
             "posinv",
@@ -134,7 +136,7 @@ def implementations(device: str) -> list[Implementation | tuple[str, str]]:
 
 
 def _of_three(soft_dtw_of: Callable[[Tensor, Tensor, float], Tensor]) -> Loss:
-    """The divergence composed of three alignments."""
+    """Return the divergence, computed as three alignments."""
 
     def divergence(inputs: Sequence[Tensor], gamma: float) -> Tensor:
         x, y = inputs
@@ -145,7 +147,7 @@ def _of_three(soft_dtw_of: Callable[[Tensor, Tensor, float], Tensor]) -> Loss:
 
 
 def _of_cost(module: Callable[..., torch.nn.Module]) -> Loss:
-    """Soft-DTW of a cost by a module of features that takes a function for the distances."""
+    """Return soft-DTW of a cost, from a module that takes features and a distance function."""
 
     def value(inputs: Sequence[Tensor], gamma: float) -> Tensor:
         (cost,) = inputs
@@ -168,7 +170,7 @@ def _tslearn(version: str, device: str) -> list[Implementation]:
 
 
 def _dtw_loss_functions(version: str, device: str) -> list[Implementation]:
-    """Its two implementations of its own: Maghoumi's and sdtw-cuda-torch."""
+    """Return the package's two CUDA implementations: Maghoumi's and sdtw-cuda-torch."""
     package = "dtw_loss_functions.soft_dtw_implementations"
     maghoumi = functools.partial(
         importlib.import_module(f"{package}.soft_dtw_cuda_mag").SoftDTW, use_cuda=True
@@ -222,19 +224,19 @@ def _scalar_backward(cost: np.ndarray, total: np.ndarray, gamma: float) -> np.nd
 
 class _ScalarSoftDTW(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, cost, gamma):
+    def forward(ctx, cost: Tensor, gamma: float) -> Tensor:
         ctx.cost, ctx.gamma, ctx.like = cost.detach().cpu().numpy(), gamma, cost
         ctx.total = _scalar_forward(ctx.cost, gamma)
         return cost.new_tensor(ctx.total[-1, -1])
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         alignment = _scalar_backward(ctx.cost, ctx.total, ctx.gamma)
         return grad * torch.from_numpy(alignment).to(ctx.like), None
 
 
 def naive_divergence(inputs: Sequence[Tensor], gamma: float) -> Tensor:
-    """The divergence of each pair as LASER's authors compute it."""
+    """Return the divergence (B,), each pair computed as LASER's authors do."""
 
     def of(x: Tensor, y: Tensor, gamma: float) -> Tensor:
         return _ScalarSoftDTW.apply((x[:, None] - y[None]).square().sum(2), gamma)
@@ -258,7 +260,7 @@ def _value_and_gradients(
 
 
 def _truth(case: str, inputs: Sequence[Tensor], gamma: float) -> tuple[Tensor, list[Tensor]]:
-    """Value and gradients of the first utterance, in float64 on the CPU."""
+    """Return value and gradients of the first utterance, in float64 on the CPU."""
     first = [tensor[:1].cpu().double() for tensor in inputs]
     cells = first[0].shape[1] * first[-1].shape[1 if case == "features" else 2]
     backend = "reference" if cells <= REFERENCE_CELLS else "torch"
@@ -284,7 +286,7 @@ def _errors(
 
 
 class Bench:
-    """Measures the implementations of a device in one case after the other."""
+    """Measures all implementations on a device, case by case."""
 
     def __init__(self, device: str, threads: int, gamma: float, plan: Plan) -> None:
         self.device, self.threads, self.gamma, self.plan = device, threads, gamma, plan
@@ -292,7 +294,7 @@ class Bench:
         self.truths: dict[tuple[bool, int, int], tuple[Tensor, list[Tensor]]] = {}
 
     def inputs(self, case: str, size: Size) -> list[Tensor]:
-        """Random costs in [0, 1), or random features of length 1."""
+        """Return random costs in [0, 1), or random features with unit norm."""
         generator = torch.Generator().manual_seed(0)
         if case != "features":
             cost = torch.rand(size.B, size.N, size.M, generator=generator)
@@ -306,8 +308,8 @@ class Bench:
     def timed(
         self, implementation: Implementation, loss: Loss, inputs: Sequence[Tensor]
     ) -> tuple[float, tuple[Tensor, list[Tensor]]]:
-        """Seconds of one run, and its results."""
-        torch.set_num_threads(self.threads)  # which numba's threads change
+        """Return the seconds of one run, and its results."""
+        torch.set_num_threads(self.threads)  # numba's threads change torch's number
         self._wait()
         start = time.perf_counter()
         result = _value_and_gradients(implementation, loss, inputs, self.gamma)
@@ -321,11 +323,15 @@ class Bench:
     def measure(self, case: str, size: Size, expected: dict[str, float] | None = None) -> list[Row]:
         """Time every implementation that can do the case.
 
-        Those are left out of which expected, seconds per cell by name, says that they take longer
-        than the plan's seconds; where it is given, it is brought up to date.
+        Args:
+            case: name of the case.
+            size: its size.
+            expected: seconds per cell of each implementation at the size before. Implementations
+                that would exceed the plan's time limit are left out; the others' values are
+                updated.
         """
         inputs = self.inputs(case, size)
-        known = case == "features", size.N, size.M  # whose first utterance is the same
+        known = case == "features", size.N, size.M  # the first utterance depends on these alone
         if known not in self.truths:
             self.truths[known] = _truth(case, inputs, self.gamma)
         rows: dict[str, Row] = {}
@@ -341,7 +347,7 @@ class Bench:
                 continue
             row = functools.partial(Row, case, name, implementation.version, size)
             if expected and expected.get(name, 0) * size.cells > self.plan.seconds:
-                rows[name] = row(note=f"left out: over {self.plan.seconds:g} s expected")
+                rows[name] = row(note=f"left out: would take over {self.plan.seconds:g} s")
                 continue
             try:
                 self.timed(implementation, loss, self.inputs(case, Size(2, 5, 4)))  # compiles
@@ -367,7 +373,7 @@ class Bench:
                 if turn < repeats:
                     time.sleep(REST)
                     if repeats > 1:
-                        self.timed(implementation, loss, inputs)  # wakes its own threads
+                        self.timed(implementation, loss, inputs)  # starts its own threads
                     seconds, _ = self.timed(implementation, loss, inputs)
                     times[implementation.name].append(seconds)
         for name, seconds in times.items():
@@ -390,7 +396,7 @@ class Bench:
 
 
 def record(row: Row, rows: Sequence[Row]) -> list[str]:
-    """Return the cells of COLUMNS; what was not measured stays empty."""
+    """Return the cells of COLUMNS, empty where nothing was measured."""
     size = [str(n) for n in (row.size.B, row.size.N, row.size.M)]
     figures = [""] * 8
     if row.seconds:
@@ -406,9 +412,11 @@ def record(row: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def growth(rows: Sequence[Row], case: str) -> dict[str, tuple[list[int], list[float], float]]:
-    """By implementation: sizes (B, or N = M), medians in seconds, and the exponent of the cells.
+    """Return how an implementation's time grows with the number of cells.
 
-    The exponent is the slope of the logarithms, from least squares over the upper half of sizes.
+    Returns:
+        For each implementation: sizes (B, or N = M), median seconds, and the exponent p in
+        time = cells ** p, by least squares on the logarithms of the larger half of the sizes.
     """
     curves = {}
     for name in dict.fromkeys(row.name for row in rows if row.case == case and row.seconds):
@@ -424,7 +432,7 @@ def growth(rows: Sequence[Row], case: str) -> dict[str, tuple[list[int], list[fl
 
 
 def plot(rows: Sequence[Row], title: str, out: Path) -> None:
-    """Draw time over B and over N = M, as a PNG."""
+    """Plot the time over B and over N = M."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for panel, (case, label) in zip(
         figure.subplots(1, 2),
@@ -443,12 +451,15 @@ def plot(rows: Sequence[Row], title: str, out: Path) -> None:
 
 def main() -> None:
     """Measure, write the CSV and the plot, and print the table."""
-    parser = benchmark_parser(__doc__, "toy sizes, which show only that it runs")
+    parser = benchmark_parser(__doc__, "toy sizes, to test the script itself")
     add = parser.add_argument
     add(
-        "--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: torch's)"
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="on the CPU (default: torch's)",
     )
-    add("--gamma", type=float, default=0.1, help="smoothing (default: 0.1)")
+    add("--gamma", type=float, default=0.1, help="smoothing of soft-DTW (default: 0.1)")
     args = parser.parse_args()
     check_device(args.device)
     if not (math.isfinite(args.gamma) and args.gamma > 0):
@@ -465,7 +476,7 @@ def main() -> None:
         for name, (_, _, exponent) in growth(rows, case).items():
             settings += f"- {case}: {name}'s time grows as cells to the power {exponent:.2f}\n"
     records = [record(row, rows) for row in rows]
-    leave_results(args.out / f"softdtw_{args.device}.csv", settings, COLUMNS, records)
+    write_benchmark(args.out / f"softdtw_{args.device}.csv", settings, COLUMNS, records)
     plot(rows, f"Soft-DTW, {args.device}", args.out / f"softdtw_{args.device}.png")
 
 

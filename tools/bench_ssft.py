@@ -1,17 +1,18 @@
-"""Time LASER's update beside the authors' formulation, in one run.
+"""Compare the speed of LASER's updates in posinv and in its authors' way, in one run.
 
-An update is: two views of each utterance, their SSL features, the loss, its gradient, AdamW.
-"posinv" is posinv.models.ssft.SSFTModel as ssft_train runs it, a batch of pairs at a time.
-"authors" is the authors' way, written anew: one pair at a time, whose gradients add up; views made
-one by one on the CPU with librosa; each waveform alone through the SSL model; and a loss that
-expands the tensor of all differences of frames and goes over the cells of the alignments with a
-scalar loop on the CPU. Both train the same layers of the same model, which has the size of HuBERT-
-Base or WavLM-Base and random weights, at the preset's float32_matmul_precision. Before anything is
-timed, their losses of the same two views are compared, in full float32.
+An update makes two views of each utterance, computes their SSL features, the loss and its gradient,
+and does a step of AdamW. "posinv" is posinv.models.ssft.SSFTModel as ssft_train runs it, with a
+batch of pairs at a time. "authors" is our own code for the authors' way: one pair at a time, with
+accumulated gradients; views from librosa on the CPU, one by one; one waveform at a time through the
+SSL model; a loss that makes the tensor of all differences of frames, and a scalar loop over the
+cells of the alignments on the CPU. Both train the same layers of the same model, with the preset's
+float32_matmul_precision. The model has the size of HuBERT-Base or WavLM-Base, and random weights.
+Before the measurement, both losses of the same two views are compared in full float32.
 
-The audio is read from FLAC files: --flac, or pink noise as loud and soft as speech, made on the
-spot. The implementations take turns. On a GPU phases are timed by events, so that no update waits
-for it; "update" is the wall clock's time of all updates over their number.
+The audio comes from FLAC files: those of --flac, or pink noise with the loudness changes of speech,
+which the script makes. The implementations take turns. On a GPU, CUDA events time the phases, so
+that no update waits for the GPU; "update" is the wall-clock time of all updates, divided by their
+number.
 """
 
 import math
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_softdtw import naive_divergence
-from benchmark import benchmark_parser, check_device, leave_results
+from benchmark import benchmark_parser, check_device, write_benchmark
 from matplotlib.figure import Figure
 from tiny_ssl import TINY_SSL
 from torch import Tensor
@@ -47,7 +48,7 @@ from posinv.report.curves import save_figure
 from posinv.report.results import ABSENT
 
 TOLERANCE = 1e-4
-CONFIGS = {"hubert": HubertConfig, "wavlm": WavLMConfig}  # whose defaults are the Base models'
+CONFIGS = {"hubert": HubertConfig, "wavlm": WavLMConfig}  # their defaults are the Base models
 PHASES = ("load", "views", "features", "loss", "backward", "optimiser")
 COLUMNS = (
     *("implementation", "pairs", "updates", "update_ms", "min_ms", "max_ms", "times_posinv"),
@@ -55,11 +56,11 @@ COLUMNS = (
     "peak_MiB",
 )
 
-Batch = tuple[Tensor, list[int], list[str]]  # waveforms (B, T), lengths, keys
+Batch = tuple[Tensor, list[int], list[str]]  # waveforms (B, T), lengths, utterance ids
 
 
 class Clock:
-    """Adds up the phases of each update; on a GPU by events, which it does not wait for."""
+    """Measures the phases of each update; on a GPU with CUDA events, without waiting for them."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
@@ -67,7 +68,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what is done meanwhile; "load", the first, begins an update."""
+        """Time the block as this phase; the phase "load" begins a new update."""
         on_gpu = self.on_gpu and name != "load"
         if name == "load":
             self.updates.append(defaultdict(list))
@@ -83,7 +84,7 @@ class Clock:
         return event
 
     def seconds(self) -> np.ndarray:
-        """Return (updates, phases)."""
+        """Return the seconds of each phase of each update, (updates, phases)."""
         if self.on_gpu:
             torch.cuda.synchronize()
         return np.array([[self._sum(update[p]) for p in PHASES] for update in self.updates])
@@ -93,7 +94,7 @@ class Clock:
 
 
 class Posinv:
-    """SSFTModel's update; what :meth:`SSFTModel.forward` does, with the phases marked."""
+    """SSFTModel's update: the same steps as :meth:`SSFTModel.forward`, with the phases timed."""
 
     name = "posinv"
 
@@ -120,7 +121,7 @@ class Posinv:
 
 
 class Authors:
-    """The authors' update, of the same model."""
+    """The authors' update of the same model."""
 
     name = "authors"
 
@@ -128,7 +129,7 @@ class Authors:
         self.model, self.speeds, self.semitones = model, speeds, semitones
 
     def backward(self, batch: Batch, clock: Clock) -> None:
-        """Add up the gradients of a batch's pairs."""
+        """Accumulate the gradients of a batch's pairs."""
         device = self.model.projection.weight.device
         for wave, length, key in zip(*batch, strict=True):
             with clock.phase("views"):
@@ -149,7 +150,7 @@ class Authors:
         return torch.from_numpy(np.ascontiguousarray(shifted, np.float32))
 
     def features(self, wave: Tensor) -> Tensor:
-        """Return (F, D) of one waveform alone."""
+        """Return the features (F, D) of one waveform."""
         hidden = self.model.upstream.model(wave[None]).last_hidden_state
         return F.normalize(self.model.projection(hidden)[0], dim=1)
 
@@ -171,7 +172,7 @@ class Authors:
 
 
 class Flac(torch.utils.data.Dataset):
-    """Waveforms of FLAC files, cut to one length; the files come round and round."""
+    """Waveforms of FLAC files, cut to one length; after the last file, the first comes again."""
 
     def __init__(self, files: Sequence[Path], samples: int, size: int) -> None:
         self.files, self.samples, self.size = files, samples, size
@@ -193,7 +194,7 @@ def collate(items: Sequence[tuple[str, Tensor]]) -> Batch:
 
 
 def write_flac(folder: Path, count: int, samples: int) -> list[Path]:
-    """Write files of pink noise that is loud and soft as syllables and pauses are."""
+    """Write files of pink noise, louder and softer in turn, as speech with pauses is."""
     paths = [folder / f"{index}.flac" for index in range(count)]
     for index, path in enumerate(paths):
         rng = np.random.default_rng(index)
@@ -209,12 +210,12 @@ class Row:
 
     name: str
     seconds: list[np.ndarray] = field(default_factory=list)  # (updates, phases) of each turn
-    wall: list[float] = field(default_factory=list)  # of one update, of each turn
-    peak: float = math.nan  # bytes, on a GPU
+    wall: list[float] = field(default_factory=list)  # seconds of one update, in each turn
+    peak: float = math.nan  # bytes of GPU memory
 
     @property
     def update(self) -> float:
-        """Seconds, the median over turns."""
+        """Seconds of one update, the median over turns."""
         return statistics.median(self.wall)
 
 
@@ -235,7 +236,7 @@ class Bench:
         self.optimizer = torch.optim.AdamW(trained, lr=2e-5)
 
     def batches(self, count: int, pairs: int) -> Iterator[Batch]:
-        """Read that many batches, on a GPU machine beside the work there."""
+        """Read ``count`` batches; on a GPU machine, in other processes."""
         on_gpu = self.device.type == "cuda"
         return iter(
             torch.utils.data.DataLoader(
@@ -248,10 +249,10 @@ class Bench:
         )
 
     def check(self, posinv: Posinv, authors: Authors) -> float:
-        """Return the relative difference of the two losses of one pair of the same views.
+        """Return the relative difference of the two implementations' losses of one pair.
 
         Raises:
-            InputError: it is above the tolerance.
+            InputError: the difference is larger than the tolerance.
         """
         self.model.eval()
         waves, lengths, keys = next(self.batches(1, 1))
@@ -266,13 +267,13 @@ class Bench:
         difference = ((found - expected) / expected).abs().item()
         if not difference <= TOLERANCE:
             raise InputError(
-                f"posinv's loss of one pair is {found:.6f}, the authors' {expected:.6f}: they"
-                f" differ by more than {TOLERANCE:g} of it"
+                f"posinv's loss of one pair is {found:.6f}, the authors' {expected:.6f}: their"
+                f" relative difference is more than {TOLERANCE:g}"
             )
         return difference
 
     def turn(self, implementation: Posinv | Authors, row: Row, updates: int, pairs: int) -> None:
-        """Run some updates, after one that is not counted."""
+        """Run one update that is not counted, then measure ``updates`` more."""
         clock = Clock(self.device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -296,7 +297,7 @@ class Bench:
             row.peak = torch.cuda.max_memory_allocated()
 
     def largest(self, implementation: Posinv) -> int:
-        """Return the largest number of pairs that fits the GPU."""
+        """Return the largest number of pairs that fits into the GPU's memory."""
         fits, too_many = self.pairs, None
         while too_many is None or too_many - fits > max(1, fits // 16):
             pairs = 2 * fits if too_many is None else (fits + too_many) // 2
@@ -329,7 +330,7 @@ def record(row: Row, pairs: int, posinv: Row) -> list[str]:
 
 
 def plot(rows: Sequence[Row], title: str, out: Path) -> None:
-    """Draw where the time of an update goes, as a PNG."""
+    """Plot the time of each phase of an update."""
     figure = Figure(figsize=(9, 1.2 + 0.6 * len(rows)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(rows))
@@ -345,18 +346,18 @@ def plot(rows: Sequence[Row], title: str, out: Path) -> None:
 
 def main() -> None:
     """Measure, write the CSV and the plot, and print the table."""
-    parser = benchmark_parser(__doc__, "a tiny model, which shows only that it runs")
+    parser = benchmark_parser(__doc__, "a tiny model, to test the script itself")
     add = parser.add_argument
-    add("--model", choices=CONFIGS, default="hubert", help="whose Base size (default: hubert)")
-    add("--pairs", type=int, help="of an update (default: 1 on a CPU, 8 on a GPU)")
-    add("--seconds", type=float, default=12.0, help="of audio of an utterance (default: 12)")
-    add("--updates", type=int, help="of posinv, over three turns (default: 3; on a GPU 300)")
+    add("--model", choices=CONFIGS, default="hubert", help="Base model (default: hubert)")
+    add("--pairs", type=int, help="pairs in an update (default: 1 on a CPU, 8 on a GPU)")
+    add("--seconds", type=float, default=12.0, help="length of an utterance (default: 12)")
+    add("--updates", type=int, help="posinv's updates in three turns (default: 3; GPU: 300)")
     add("--flac", type=Path, help="folder of FLAC files at 16 kHz, searched at any depth")
     add("--bf16", action="store_true", help="bfloat16, as ssft_train --use_amp true on a GPU")
     add(
         "--float32_matmul_precision",
         choices=MATMUL_PRECISIONS,
-        help="of both, as ssft_train's (default: the preset's)",
+        help="precision of both, see ssft_train --help (default: the preset's)",
     )
     args = parser.parse_args()
     check_device(args.device)
@@ -373,8 +374,8 @@ def main() -> None:
     precision = args.float32_matmul_precision or config["float32_matmul_precision"]
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        ssl = CONFIGS[args.model](**(TINY_SSL if args.quick else {}))
-        AutoModel.from_config(ssl).save_pretrained(f"{folder}/ssl")
+        ssl_config = CONFIGS[args.model](**(TINY_SSL if args.quick else {}))
+        AutoModel.from_config(ssl_config).save_pretrained(f"{folder}/ssl")
         model = SSFTModel(f"{folder}/ssl", **preset).train()
         if args.flac:
             files = sorted(args.flac.rglob("*.flac"))
@@ -404,10 +405,10 @@ def main() -> None:
         f"- the two losses of the same views differ by {difference:.1e} of their value\n"
     )
     if largest:
-        settings += f"- largest number of pairs found to fit: {largest}\n"
+        settings += f"- largest number of pairs that fits into the GPU's memory: {largest}\n"
     name = f"ssft_{args.model}_{args.device}"
     records = [record(row, pairs, rows[0]) for row in rows]
-    leave_results(args.out / f"{name}.csv", settings, COLUMNS, records)
+    write_benchmark(args.out / f"{name}.csv", settings, COLUMNS, records)
     plot(rows, f"LASER's update, {args.model} Base, {args.device}", args.out / f"{name}.png")
 
 

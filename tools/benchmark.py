@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, and how results are left."""
+"""Code that the benchmarks share: their options, and the output of their results."""
 
 import argparse
 import csv
@@ -16,13 +16,13 @@ from posinv.report.results import markdown_table, provenance
 
 
 def benchmark_parser(description: str | None, quick: str) -> argparse.ArgumentParser:
-    """Return the options of every benchmark; quick says what --quick makes it."""
+    """Return a parser with the options of every benchmark; ``quick`` is the help of --quick."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
-    add("--out", type=Path, required=True, help="folder of the CSV and the plot")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure (default: cpu)")
+    add("--out", type=Path, required=True, help="folder for the CSV and the plot")
     add("--quick", action="store_true", help=quick)
     return parser
 
@@ -33,16 +33,16 @@ def check_device(device: str) -> None:
         raise InputError("--device cuda: torch sees no GPU: use --device cpu")
 
 
-def leave_results(
+def write_benchmark(
     path: Path, settings: str, columns: Sequence[str], records: Sequence[Sequence[str]]
 ) -> None:
-    """Write a CSV, with where it comes from as comments, and print both, the table last.
+    """Write the results as CSV, with comments that say how they were made, and print both.
 
     Args:
-        path: the CSV.
-        settings: lines of Markdown beside command, machine and versions.
-        columns: their names.
-        records: rows of cells.
+        path: the CSV file.
+        settings: further comments, after command, machine and versions: a Markdown list.
+        columns: names of the columns.
+        records: the rows' cells.
     """
     origin = provenance(shlex.join(["python", *sys.argv])) + settings
     text = io.StringIO()

@@ -1,6 +1,6 @@
-"""Tell what posinv's set-up has and what it lacks: one line each, with what to do.
+"""Check posinv's environment: one line for each thing that is right or wrong, and what to do.
 
-tools/setup.sh ends with it, and a bug report starts with it.
+tools/setup.sh runs it at its end. Please put its output into bug reports.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = ("torch", "torchaudio", "espnet", "transformers", "numpy", "numba")
 FORMATS = {"WAV": "WAV", "FLAC": "FLAC", "MP3": "MP3", "OGG": "OGG", "NIST": "SPHERE"}
-# GB of disk and of memory that each wants beside the environment; memory without a GPU.
+# GB of disk and of memory that a recipe needs, besides the environment; memory without a GPU.
 RECIPES = {
     "egs/mini, egs/fsdd, egs/an4": (2, 4),
     "egs/librispeech/ssft1": (25, 16),
@@ -32,26 +32,26 @@ OK, NOTE, BAD = "ok", "note", "bad"
 MARKS = {OK: ("✓", "ok  "), NOTE: ("·", "note"), BAD: ("✗", "BAD ")}
 REPAIR = "run tools/setup.sh"
 
-Line = tuple[str, str]  # OK, NOTE or BAD, and what there is to say
+Line = tuple[str, str]  # OK, NOTE or BAD; the text
 
 
 def canonical(name: str) -> str:
-    """Return a distribution's name as package indexes write it."""
+    """Return a distribution's name in the form of package indexes."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def distributions() -> Iterator[tuple[str, Path, metadata.Distribution]]:
-    """Yield what pip or uv installed into this environment: name, metadata's folder, metadata."""
+    """Yield pip's and uv's packages in this environment: name, metadata's folder, metadata."""
     folders = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
     for path in sorted(path for folder in folders for path in Path(folder).glob("*.dist-info")):
         found = metadata.Distribution.at(path)
-        # An installation that was killed can leave a folder without an installer's name.
+        # An installation that was killed may not have written the installer's name.
         if (found.read_text("INSTALLER") or "").strip() in ("pip", "uv", ""):
             yield canonical(path.name.split("-")[0]), path, found
 
 
 def damage(found: metadata.Distribution) -> str | None:
-    """Return the first file of a distribution that is gone or has another size; None: none."""
+    """Return a distribution's first file that is gone or has another size, None without such."""
     record = found.read_text("RECORD")
     if record is None or found.read_text("METADATA") is None:
         return "its metadata"
@@ -66,7 +66,7 @@ def damage(found: metadata.Distribution) -> str | None:
 
 
 def packages() -> Iterator[str]:
-    """Yield a line for each installed distribution: name and version, origin, damage."""
+    """Yield a line for each installed package: name and version, origin, damage."""
     for _, path, found in distributions():
         origin = found.read_text("direct_url.json") or ""
         broken = damage(found)
@@ -75,7 +75,7 @@ def packages() -> Iterator[str]:
 
 
 def forget_damaged() -> Iterator[str]:
-    """Remove the metadata of damaged distributions, and yield their names."""
+    """Remove the metadata of damaged packages, and yield their names."""
     for name, path, found in distributions():
         if damage(found):
             shutil.rmtree(path)
@@ -83,19 +83,19 @@ def forget_damaged() -> Iterator[str]:
 
 
 def tested_versions() -> dict[str, str]:
-    """Return the versions in tools/constraints.txt that are for this platform, by name."""
+    """Return the version of each package in tools/constraints.txt."""
     text = (ROOT / "tools" / "constraints.txt").read_text(encoding="utf-8")
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
 
 
 def check_python() -> Iterator[Line]:
-    """Tell the interpreter and the machine."""
+    """Name the interpreter and the machine."""
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
     yield OK, f"Python {platform.python_version()} ({sys.executable}), {system}"
 
 
 def check_packages() -> Iterator[Line]:
-    """Tell versions beside the tested ones, and packages with missing files."""
+    """Compare versions with the tested ones, and look for damaged packages."""
     tested = tested_versions()
     found = {name: path.stem.split("-")[1] for name, path, _ in distributions()}
     others = []
@@ -120,7 +120,7 @@ def check_packages() -> Iterator[Line]:
 
 
 def check_torchaudio() -> Iterator[Line]:
-    """Tell whether torchaudio's compiled part fits torch's build."""
+    """Check that torchaudio's compiled part fits torch's build."""
     try:
         import torchaudio  # noqa: F401
     except ImportError as error:
@@ -139,7 +139,7 @@ def check_torchaudio() -> Iterator[Line]:
 
 
 def check_codecs() -> Iterator[Line]:
-    """Tell which audio files can be read."""
+    """List the kinds of audio files that can be read."""
     try:
         import soundfile
     except (ImportError, OSError) as error:
@@ -153,13 +153,13 @@ def check_codecs() -> Iterator[Line]:
     if lack:
         yield (
             NOTE,
-            f"no {', '.join(lack)}: this libsndfile is an old one of the system's; "
-            "install a newer libsndfile, or convert such files",
+            f"no {', '.join(lack)}: the system's libsndfile is old; install a newer one, or "
+            "convert such files",
         )
 
 
 def agrees(backend: str, device: str) -> bool:
-    """Whether a back end of soft-DTW gives the reference's values and gradients."""
+    """Return whether a back end of soft-DTW gives the reference's values and gradients."""
     import torch
 
     from posinv.softdtw import soft_dtw
@@ -176,7 +176,7 @@ def agrees(backend: str, device: str) -> bool:
 
 
 def check_backend(backend: str, device: str, name: str) -> Iterator[Line]:
-    """Tell whether a back end of soft-DTW agrees with the reference."""
+    """Compare a back end of soft-DTW with the reference."""
     started = time.perf_counter()
     try:
         right = agrees(backend, device)
@@ -198,9 +198,9 @@ def check_backend(backend: str, device: str, name: str) -> Iterator[Line]:
 
 
 def check_softdtw() -> Iterator[Line]:
-    """Tell whether soft-DTW's compiled code is right, on the CPU and on each GPU."""
+    """Check soft-DTW's compiled code on the CPU and on each GPU."""
     if importlib.util.find_spec("torch") is None:
-        return  # check_packages has said so
+        return  # check_packages reports it
     import torch
 
     yield from check_backend("cpu", "cpu", "the CPU")
@@ -232,7 +232,7 @@ def check_softdtw() -> Iterator[Line]:
 
 
 def check_pesq() -> Iterator[Line]:
-    """Tell whether PESQ is there."""
+    """Check that PESQ is installed."""
     if importlib.util.find_spec("pesq"):
         yield OK, "PESQ"
     else:
@@ -244,7 +244,7 @@ def check_pesq() -> Iterator[Line]:
 
 
 def free_memory() -> float | None:
-    """Return the GB of memory that a program can have; None where this is not told."""
+    """Return the GB of memory that a program can get; None if it is unknown."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
@@ -257,8 +257,8 @@ def free_memory() -> float | None:
     return min(sizes) / 1e9
 
 
-def check_room() -> Iterator[Line]:
-    """Tell what each recipe wants beside what is free."""
+def check_space() -> Iterator[Line]:
+    """Compare the disk space and memory that each recipe needs with what is free."""
     disk = shutil.disk_usage(ROOT).free / 1e9
     memory = free_memory()
     free = f"free: {disk:.0f} GB" + ("" if memory is None else f", {memory:.0f} GB")
@@ -277,7 +277,7 @@ CHECKS = (
     check_codecs,
     check_softdtw,
     check_pesq,
-    check_room,
+    check_space,
 )
 
 
@@ -285,8 +285,8 @@ def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, use in (
-        ("--packages", "only list what is installed, with what is damaged"),
-        ("--forget-damaged", "only remove the metadata of damaged packages, and list them"),
+        ("--packages", "only list the installed packages, and their damage"),
+        ("--forget-damaged", "only remove the metadata of damaged packages, and list these"),
     ):
         parser.add_argument(name, action="store_true", help=f"{use} (for tools/setup.sh)")
     args = parser.parse_args()
@@ -294,7 +294,7 @@ def main() -> int:
         for line in packages() if args.packages else forget_damaged():
             print(line)
         return 0
-    # Python writes UTF-8 under LC_ALL=C, but the terminal may not read it.
+    # Under LC_ALL=C, Python writes UTF-8, but the terminal may not show it.
     plain = "utf" not in locale.getencoding().lower()
     if plain:
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -11,19 +11,19 @@ NAMES = {"naive": "LASER's authors' way", "authors": "LASER's authors' way"}
 
 
 def read(name: str) -> list[dict[str, str]]:
-    """Return a CSV's rows, without the comments in front."""
+    """Return a CSV's rows, without its comments."""
     lines = (ROOT / "tools" / "results" / name).read_text(encoding="utf-8").splitlines()
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
 def figure(text: str, scale: float = 1.0, digits: int = 1) -> str:
-    """Return a figure of a CSV, scaled, as the README has it."""
+    """Return a figure of a CSV, scaled and rounded for the README."""
     value = scale * float(text)
     return f"{value:,.{0 if value >= 100 else digits}f}"
 
 
 def softdtw() -> str:
-    """Return the table of soft-DTW."""
+    """Return the table of soft-DTW's times."""
     measured = {(row["case"], row["implementation"]): row for row in read("softdtw_cpu.csv")}
     rows = []
     for name in ("posinv", "pysdtw", "tslearn", "naive"):
@@ -38,7 +38,7 @@ def softdtw() -> str:
 
 
 def ssft() -> str:
-    """Return the table of LASER's update."""
+    """Return the table of the times of LASER's update."""
     keys = ("update_ms", "views_ms", "features_ms", "loss_ms", "backward_ms")
     rows = [
         [
@@ -54,7 +54,7 @@ def ssft() -> str:
 
 
 def main() -> None:
-    """Write both."""
+    """Run the command."""
     body = (
         "Soft-DTW, value and gradient, 8 pairs of 600 and 560 frames, features 256 wide"
         " ([softdtw_cpu.csv](tools/results/softdtw_cpu.csv) names machine and versions):\n\n"

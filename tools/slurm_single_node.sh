@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A SLURM cluster on this machine, to try the recipes' slurm back end on (egs/TEMPLATE/cmd.sh).
+# A SLURM cluster on this machine, to try the recipes' slurm back end on (egs/TEMPLATE/scripts/jobs.sh).
 set -euo pipefail
 
 usage() {

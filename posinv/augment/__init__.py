@@ -1,1 +1,1 @@
-"""Views of a batch of waveforms (speed, pitch, padding, noise), and the random draws."""
+"""Perturbations of a batch of waveforms: speed, pitch, padding, noise; the random draws."""

@@ -17,16 +17,16 @@ from posinv.lengths import index_tensor, zero_beyond
 class AddNoise:
     """Add recorded noise to each utterance, at an SNR drawn for it.
 
-    The recording, where in it to start and the SNR are drawn. A recording is played in a loop, its
-    end cross-faded into its start. The SNR is that of the utterance's power against the noise's
-    over the same samples. Sums may pass [-1, 1].
+    Drawn are the recording, where in it the noise starts, and the SNR. A recording is played in a
+    loop, its end cross-faded into its start. The SNR is the ratio of the powers of utterance and
+    noise over the same samples. The sum may leave [-1, 1].
 
     The recordings are read at the first call, stay in memory and follow the input's device.
 
     Args:
         noise_scp: the ``wav.scp`` that lists the recordings.
-        snrs: in dB.
-        sampling_rate: of the recordings and of the utterances, in Hz.
+        snrs: SNRs to draw from, in dB.
+        sampling_rate: sampling rate of recordings and utterances, in Hz.
 
     Raises:
         InputError: no SNRs, or one that isn't finite; at the first call, a recording that can't
@@ -39,7 +39,7 @@ class AddNoise:
         if not snrs or not all(map(math.isfinite, snrs)):
             raise InputError(f"snrs must be one or more finite numbers, in dB: {snrs}")
         self.noise_scp, self.snrs, self.sampling_rate = noise_scp, snrs, sampling_rate
-        self._loops: list[tuple[int, int]] = []  # where each begins in the noise, and its length
+        self._loops: list[tuple[int, int]] = []  # of each recording: its first sample, its length
         self._noise: torch.Tensor | None = None
 
     def __call__(
@@ -66,13 +66,14 @@ class AddNoise:
         place = begin + (offset + torch.arange(waves.size(1), device=waves.device)) % size  # B, T
         speech, noise = (zero_beyond(x, lengths) for x in (waves, self._noise[place]))
         energy = noise.square().sum(dim=1)
-        ratios = torch.tensor(ratios).to(energy, non_blocking=True)
-        wanted = speech.square().sum(dim=1) / ratios
+        ratio = torch.tensor(ratios).to(energy, non_blocking=True)
+        wanted = speech.square().sum(dim=1) / ratio
         gain = torch.where(energy > 0, wanted / energy, 0).sqrt()
         return speech + (gain[:, None] * noise).to(waves.dtype), lengths
 
     def _read(self) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        recordings, loops = [], []
+        recordings: list[torch.Tensor] = []
+        loops = []
         for name, entry in read_table(self.noise_scp).items():
             try:
                 x = read_audio(entry, self.sampling_rate)
@@ -81,6 +82,6 @@ class AddNoise:
             if not x.any():
                 raise InputError(f"{self.noise_scp}: noise {name}: {entry}: silent: leave it out")
             x = seamless(x, round(FADE_SECONDS * self.sampling_rate))
-            loops.append((sum(map(len, recordings)), len(x)))
+            loops.append((sum(len(other) for other in recordings), len(x)))
             recordings.append(torch.from_numpy(x))
         return torch.cat(recordings), loops

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-FADE_SECONDS = 0.05  # over which the end of a looped recording fades into its start
+FADE_SECONDS = 0.05  # length of the cross-fade from a looped recording's end to its start
 
 
 def white(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def impulsive(rng: np.random.Generator, num_samples: int, sampling_rate: int) ->
     """Decaying bursts at Poisson times, 6 a second, over a weak white floor, ``(num_samples,)``."""
     x = 0.02 * rng.standard_normal(num_samples)
     for _ in range(1 + rng.poisson(6 * num_samples / sampling_rate)):
-        start = rng.integers(num_samples)
+        start = int(rng.integers(num_samples))
         decay = sampling_rate * 10 ** rng.uniform(-2.7, -1.7)  # 2-20 ms
         burst = rng.standard_normal(min(num_samples - start, math.ceil(5 * decay)))
         level = 10 ** (rng.normal(0, 5) / 20)
@@ -87,9 +87,9 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def seamless(x: np.ndarray, fade: int) -> np.ndarray:
-    """Return ``x``, its end cross-faded into its start at equal power, to be played in a loop.
+    """Return ``x`` as a loop: its end is cross-faded into its start at equal power.
 
-    The fade takes ``fade`` samples (fewer in a very short signal), by which the loop is shorter
+    The fade takes ``fade`` samples, fewer in a very short signal. The loop is that much shorter
     than ``x``.
     """
     fade = min(fade, len(x) // 4)
@@ -102,7 +102,7 @@ def seamless(x: np.ndarray, fade: int) -> np.ndarray:
 def excerpt(
     x: np.ndarray, num_samples: int, rng: np.random.Generator, fade: int
 ) -> tuple[np.ndarray, int]:
-    """Return a random stretch of ``x`` and where it starts.
+    """Return a random part of ``x``, ``num_samples`` long, and the sample where it starts.
 
     A signal shorter than ``num_samples`` is looped (:func:`seamless`).
     """

@@ -11,13 +11,13 @@ from posinv.errors import InputError
 class ZeroPad:
     """Put zeros before and after each utterance, a whole number of frame hops in front.
 
-    The total is ``p`` of the utterance's length, ``p`` uniform in [``low``, ``high``]; how much
-    of it goes in front is uniform too, rounded to whole hops (section 3.1 of arXiv 2601.21084's
-    criterion fixes range and hop alignment).
+    The total is ``p`` times the utterance's length, with ``p`` uniform in [``low``, ``high``]. The
+    part of it in front is uniform too, rounded to whole hops. The range and the whole hops are
+    those of arXiv 2601.21084, section 3.1.
 
     Args:
-        low: smallest share of the length, in [0, high].
-        high: largest share.
+        low: least share of the length, in [0, high].
+        high: greatest share.
         hop: samples between two frames (320 for HuBERT).
 
     Raises:

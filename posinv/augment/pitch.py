@@ -17,10 +17,10 @@ from posinv.lengths import index_tensor, zero_beyond
 class PitchShift:
     """Shift each utterance's pitch by a number of semitones drawn for it; its length stays.
 
-    A phase vocoder changes the duration, resampling changes it back. The bins around a spectral
-    peak keep their phases relative to it (identity phase locking: Laroche and Dolson, "Improved
-    phase vocoder time-scale modification of audio", 1999), without which speech loses 3 to 4 dB
-    and sounds reverberant. The shift is met to half a cent.
+    A phase vocoder changes the duration, and resampling changes it back. The bins around a spectral
+    peak keep their phases relative to the peak's (identity phase locking: Laroche and Dolson,
+    "Improved phase vocoder time-scale modification of audio", 1999). Without that, speech loses 3
+    to 4 dB and sounds reverberant. The shift is exact to half a cent.
 
     Args:
         semitones: shifts, each in [-12, 12]; 0 leaves the utterance as it is.
@@ -45,9 +45,8 @@ class PitchShift:
         drawn = [random_state(key, "pitch").choice(self.ratios) for key in keys]
         out = zero_beyond(waves, lengths)
         for ratio in set(drawn) - {1}:
-            rows = [b for b, other in enumerate(drawn) if other == ratio]
-            rows = index_tensor(rows, out.device)
-            # The zeros in front and behind hold what the windows at the edges spread.
+            rows = index_tensor([b for b, r in enumerate(drawn) if r == ratio], out.device)
+            # Windows at the edges spread the signal into these zeros in front and behind.
             chosen = F.pad(out.index_select(0, rows).double(), (_WINDOW, _WINDOW))
             shifted = resample(_stretch(chosen, ratio), ratio)[:, _WINDOW:]
             out = out.index_copy(0, rows, shifted[:, : out.size(1)].to(out.dtype))
@@ -58,30 +57,30 @@ _WINDOW, _HOP = 1024, 256  # samples
 
 
 def _frequency_ratio(semitones: float) -> Fraction:
-    # The first within half a cent: the fewer filters to resample with, the quicker.
+    # The simplest fraction > 0 within half a cent: resampling by it takes the fewest filters.
     ratio = 2 ** (semitones / 12)
     candidates = (Fraction(ratio).limit_denominator(limit) for limit in count(1))
     return next(
         near
         for near in candidates
-        if near > 0 and abs(1200 * math.log2(near) - 100 * semitones) < 0.5  # 1/2 is first put at 0
+        if near > 0 and abs(1200 * math.log2(near) - 100 * semitones) < 0.5
     )
 
 
 def _stretch(waves: torch.Tensor, ratio: Fraction) -> torch.Tensor:
-    # (B, T) -> (B, more than T * ratio), sample j the input's j / ratio.
+    # (B, T) -> (B, more than T * ratio): sample j is from the input's sample j / ratio.
     frames = 2 + math.ceil(waves.size(1) * ratio / _HOP)
     starts = torch.arange(frames, device=waves.device) * _HOP * ratio.denominator // ratio.numerator
     places = starts[:, None] + torch.arange(_WINDOW, device=waves.device)
-    # The last frame may be four hops past the end.
+    # The last frame may begin four hops past the end.
     waves = F.pad(waves, (_WINDOW // 2 + _HOP, _WINDOW // 2 + 4 * _HOP))
     window = torch.hann_window(_WINDOW, dtype=waves.dtype, device=waves.device)
-    # Each frame, and what is there one output hop before it.
+    # Each frame, and the frame one output hop before it.
     now = torch.fft.rfft(waves[:, places + _HOP] * window)  # B, F, K
     before = torch.fft.rfft(waves[:, places] * window)
-    # Output frame t is now[t] rotated. A peak's phase goes on from frame t - 1 by as much as it
-    # moves from before[t] to now[t]; the bins around are rotated as it is. + 0 takes the sign off
-    # zeros, so that silence has angle 0.
+    # Output frame t is now[t] with rotated phases. From frame t - 1 to t, a peak's phase advances
+    # as it does from before[t] to now[t]. The bins around the peak get the peak's rotation. Adding
+    # 0 turns -0 into 0, so that silence has angle 0.
     turns = (now[:, :-1] * before[:, 1:].conj() + 0).angle()
     peaks = _nearest_peak(now.abs())
     rotations = [torch.zeros_like(turns[:, 0])]
@@ -90,8 +89,8 @@ def _stretch(waves: torch.Tensor, ratio: Fraction) -> torch.Tensor:
     rotated = now * torch.polar(
         torch.ones_like(peaks, dtype=waves.dtype), torch.stack(rotations, 1)
     )
-    # Overlapped and added; the squares of four windows sum to 1.5. torch.istft looks whether they
-    # vanish, and waits for the GPU to tell.
+    # Overlap and add; the squares of four windows sum to 1.5. Not torch.istft: it checks that the
+    # sum is not 0, and waits for the GPU to do so.
     parts = torch.fft.irfft(rotated) * (window / 1.5)  # B, F, _WINDOW
     size = 1, (frames - 1) * _HOP + _WINDOW
     joined = F.fold(parts.transpose(1, 2), size, (1, _WINDOW), stride=(1, _HOP))
@@ -99,7 +98,8 @@ def _stretch(waves: torch.Tensor, ratio: Fraction) -> torch.Tensor:
 
 
 def _nearest_peak(magnitudes: torch.Tensor) -> torch.Tensor:
-    # (..., K) -> the nearest bin, for each, that is the greatest of five; or the first or last.
+    # (..., K) -> for each bin, the nearest peak (a bin that is the greatest of the five around it),
+    # or the first or last bin.
     bins = torch.arange(magnitudes.size(-1), device=magnitudes.device)
     peak = magnitudes == F.max_pool1d(magnitudes, 5, stride=1, padding=2)
     below = torch.where(peak, bins, 0).cummax(-1).values

@@ -65,7 +65,7 @@ def _resampler(ratio: Fraction, device: torch.device) -> torch.nn.Module:
 def resample(waves: torch.Tensor, ratio: Fraction) -> torch.Tensor:
     """Resample ``(B, T)`` to ``(B, ceil(T / ratio))``, float64.
 
-    In float64, since a GPU's convolution takes float32 as TF32 and autocast as bfloat16, which
-    leaves noise at -50 dB. The filters are kept from call to call.
+    The convolution is in float64: a GPU would compute float32 as TF32, and autocast as bfloat16,
+    which leaves noise at -50 dB. The filters are cached.
     """
     return _resampler(ratio, waves.device)(waves.double())

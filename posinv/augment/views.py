@@ -1,11 +1,8 @@
-"""Views of a batch of waveforms; lengths travel along.
+"""Perturbation of a batch of waveforms and their lengths.
 
-Every draw is a function of the utterance's key and of the seed torch was last given
-(``torch.initial_seed()``) alone: not of the batch the utterance is in, nor of what was drawn
-before. ESPnet seeds each epoch anew, so epochs draw differently, and a run that was killed and
-resumed, or that is split over processes, draws what an unbroken one does.
-
-With lengths on the CPU, nothing here waits for a GPU that the waveforms are on.
+Every draw depends on the utterance's id and torch's current random seed alone, see
+:mod:`posinv.augment.draws`. With lengths on the CPU, nothing here waits for a GPU that has the
+waveforms.
 """
 
 from collections.abc import Sequence
@@ -21,12 +18,12 @@ from posinv.errors import InputError
 
 
 class Perturbation:
-    """Speed, pitch, zero-padding and noise, in this order, each left out if not asked for.
+    """Speed, pitch, zero-padding and noise, in this order; each only if its option is given.
 
     Args:
         speed: factors of :class:`SpeedPerturb`.
         semitones: shifts of :class:`PitchShift`.
-        pad: smallest and largest share of :class:`ZeroPad`.
+        pad: least and greatest share of :class:`ZeroPad`.
         noise_scp: noise recordings of :class:`AddNoise`, at 16 kHz.
         snrs: SNRs of :class:`AddNoise`, in dB.
         hop: samples between two frames, for zero-padding.
@@ -35,8 +32,8 @@ class Perturbation:
         keeps_length: whether every utterance keeps its length: no speed but 1, and no padding.
 
     Raises:
-        InputError: as the four; ``pad`` is not two numbers; ``noise_scp`` without ``snrs``, or
-            the reverse.
+        InputError: an option that its class refuses; ``pad`` is not two numbers; only one of
+            ``noise_scp`` and ``snrs``.
     """
 
     def __init__(
@@ -57,12 +54,14 @@ class Perturbation:
         self.steps: list[SpeedPerturb | PitchShift | ZeroPad | AddNoise] = []
         self.keeps_length = pad is None
         if speed:
-            self.steps.append(SpeedPerturb(speed))
-            self.keeps_length &= set(self.steps[0].factors) == {1}
+            perturb = SpeedPerturb(speed)
+            self.steps.append(perturb)
+            self.keeps_length &= set(perturb.factors) == {1}
         if semitones:
             self.steps.append(PitchShift(semitones))
         if pad is not None:
-            self.steps.append(ZeroPad(*pad, hop))
+            low, high = pad
+            self.steps.append(ZeroPad(low, high, hop))
         if noise_scp:
             self.steps.append(AddNoise(noise_scp, snrs))
 

@@ -1,6 +1,6 @@
-"""Choose the head with the lowest error rate on the validation set, SUPERB's learning-rate sweep.
+"""Choose the head with the lowest error rate on the validation set (SUPERB's learning-rate sweep).
 
-A link to the best is made; ``<out>.json`` has every head's error rate.
+--out becomes a link to the best head; the error rates of all heads go into <out>.json.
 """
 
 import json
@@ -12,13 +12,15 @@ from posinv.scoring.text import error_rate, read_transcripts
 
 
 def main() -> None:
-    """Score each head's decoding, print the rates, and link the best; the first of equals."""
+    """Score each head's transcripts and link the best head; of equals, the first."""
     parser = command_parser(__doc__)
     parser.add_argument("--heads", nargs="+", type=Path, required=True, help="training directories")
-    parser.add_argument("--decoded", default="decode_valid/text", help="its name in each")
+    parser.add_argument("--decoded", default="decode_valid/text", help="the transcripts in each")
     parser.add_argument("--ref", type=Path, required=True, help="references, as in data/*/text")
-    parser.add_argument("--unit", choices=("word", "phone", "char"), required=True, help="counted")
-    parser.add_argument("--out", type=Path, required=True, help="the link, beside the heads")
+    parser.add_argument(
+        "--unit", choices=("word", "phone", "char"), required=True, help="the tokens to count"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the link, in the heads' folder")
     args = parser.parse_args()
     rates = {
         head: error_rate(*read_transcripts(args.ref, head / args.decoded), args.unit).rate

@@ -1,7 +1,7 @@
-"""Greedy CTC decoding of trained heads, as SUPERB scores them: best path, no language model.
+"""Greedy CTC decoding with trained heads, as in SUPERB: best path, no language model.
 
-One process decodes one list with every head it is given, since starting one takes longer than
-decoding a small test set does.
+One process decodes a list with all heads, since its start takes longer than the decoding of a
+small test set.
 """
 
 import logging
@@ -20,12 +20,12 @@ from posinv.espnet.tasks.asr import ASRTask
 
 
 class Head:
-    """A trained ASR model of ESPnet's, decoded by its CTC layer alone.
+    """A trained ESPnet ASR model, of which decoding uses only the CTC layer.
 
     Args:
-        directory: what ``asr_train`` left: ``config.yaml`` and the checkpoint.
-        checkpoint: the checkpoint's name.
-        device: where to run.
+        directory: training directory of ``asr_train``, with ``config.yaml`` and the checkpoint.
+        checkpoint: file name of the checkpoint.
+        device: device of the model, ``cpu`` or ``cuda``.
 
     Raises:
         InputError: a missing file, or a model without CTC.
@@ -46,7 +46,15 @@ class Head:
 
     @torch.inference_mode()
     def decode(self, waves: torch.Tensor, lengths: torch.Tensor) -> list[str]:
-        """Return the texts of ``waves (B, T)``, sorted by descending ``lengths (B,)``."""
+        """Decode a batch.
+
+        Args:
+            waves: ``(B, T)``, 16 kHz, longest utterance first.
+            lengths: ``(B,)`` int, in samples.
+
+        Returns:
+            The B transcripts.
+        """
         encoded, frame_lengths = self.model.encode(waves, lengths)
         best = self.model.ctc.argmax(encoded)
         texts = []
@@ -58,12 +66,12 @@ class Head:
 
 
 def main() -> None:
-    """Decode one list with every head, each into a file of its own."""
+    """Decode one list with every head; each head's transcripts go into a file of its own."""
     parser = command_parser(__doc__)
     parser.add_argument("--heads", nargs="+", type=Path, required=True, help="training directories")
-    parser.add_argument("--checkpoint", default="valid.cer_ctc.best.pth", help="its name in each")
-    parser.add_argument("--wav_scp", type=Path, required=True, help="what to decode, 16 kHz")
-    parser.add_argument("--out", nargs="+", type=Path, required=True, help="files, one for a head")
+    parser.add_argument("--checkpoint", default="valid.cer_ctc.best.pth", help="file in each")
+    parser.add_argument("--wav_scp", type=Path, required=True, help="audio to decode, 16 kHz")
+    parser.add_argument("--out", nargs="+", type=Path, required=True, help="a file for each head")
     parser.add_argument("--batch_size", type=int, default=8, help="utterances decoded together")
     parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
     args = parser.parse_args()
@@ -77,15 +85,15 @@ def main() -> None:
     texts: list[dict[str, str]] = [{} for _ in heads]
     for start in tqdm(range(0, len(entries), args.batch_size), desc="decode", unit="batch"):
         batch = {
-            utt: torch.from_numpy(read_audio(entry, SAMPLING_RATE))
-            for utt, entry in entries[start : start + args.batch_size]
+            utt_id: torch.from_numpy(read_audio(entry, SAMPLING_RATE))
+            for utt_id, entry in entries[start : start + args.batch_size]
         }
-        utts = sorted(batch, key=lambda utt: -batch[utt].numel())
-        waves = torch.nn.utils.rnn.pad_sequence([batch[utt] for utt in utts], batch_first=True)
-        lengths = torch.tensor([batch[utt].numel() for utt in utts])
+        utt_ids = sorted(batch, key=lambda utt_id: -batch[utt_id].numel())
+        waves = torch.nn.utils.rnn.pad_sequence([batch[i] for i in utt_ids], batch_first=True)
+        lengths = torch.tensor([batch[i].numel() for i in utt_ids])
         for head, text in zip(heads, texts, strict=True):
             decoded = head.decode(waves.to(device), lengths.to(device))
-            text.update(zip(utts, decoded, strict=True))
+            text.update(zip(utt_ids, decoded, strict=True))
     for path, text in zip(args.out, texts, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, text)

@@ -1,7 +1,7 @@
-"""Make an enhancement training directory of a model's weights, ready to be fine-tuned.
+"""Make an enhancement training directory from a model's weights, ready for fine-tuning.
 
-The weights are a released DEMUCS's (its state dict), or those that an ESPnet enhancement training
-saved. What is written is what ``enh_train`` leaves: ``config.yaml`` and ``valid.loss.best.pth``.
+The weights are the state dict of a released DEMUCS, or the checkpoint of an ESPnet enhancement
+training. The directory gets the files that enh_train writes: config.yaml and valid.loss.best.pth.
 """
 
 import argparse
@@ -22,19 +22,19 @@ def build(config: Path, checkpoint: Path, output_dir: Path) -> tuple[argparse.Na
     """Build the model of ``config`` with the weights of ``checkpoint``.
 
     Returns:
-        The options that make it, and its state dict.
+        The options of ``enh_train`` that build the model, and the model's state dict.
 
     Raises:
-        InputError: a file that can't be read, or weights of another model.
+        InputError: a file that cannot be read, or weights of another model.
     """
     train_args = EnhancementTask.get_parser().parse_args(["--output_dir", str(output_dir)])
     vars(train_args).update(read_model(config))
     model = EnhancementTask.build_model(train_args)
-    demucs = isinstance(model.separator, DemucsSeparator)
-    state = read_release(checkpoint) if demucs else read_checkpoint(checkpoint)
-    if demucs and "encoder.0.0.weight" in state:
-        model.separator.load_release(state, checkpoint)
+    released = read_release(checkpoint) if isinstance(model.separator, DemucsSeparator) else {}
+    if "encoder.0.0.weight" in released:
+        model.separator.load_release(released, checkpoint)
     else:
+        state = released or read_checkpoint(checkpoint)
         load_weights(model, state, checkpoint, f"the model in {config}")
     return train_args, model.state_dict()
 
@@ -42,9 +42,14 @@ def build(config: Path, checkpoint: Path, output_dir: Path) -> tuple[argparse.Na
 def main() -> None:
     """Build the model of ``--config`` with the weights of ``--checkpoint`` and save it."""
     parser = command_parser(__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="YAML that names the model")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="its weights")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        help="YAML file with the model's encoder, separator and decoder",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the model's weights")
+    parser.add_argument("--output_dir", type=Path, required=True, help="directory to write")
     args = parser.parse_args()
     train_args, state = build(args.config, args.checkpoint, args.output_dir)
     write_atomic(args.output_dir / "config.yaml", yaml.safe_dump(vars(train_args), sort_keys=False))

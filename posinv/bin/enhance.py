@@ -1,8 +1,9 @@
 """Enhance audio files of any length, rate and number of channels with a trained model.
 
-An input is an audio file, a folder (its audio files at any depth, under the same paths) or a
-Kaldi list, *.scp (to <id>.wav each, and a wav.scp of them). Sampling rate and channels stay a
-file's own, as do format and subtype unless --format is given.
+An input is an audio file, a folder or a Kaldi list (*.scp). The audio files of a folder, at any
+depth, are written under the same relative paths; the utterances of a list as <utterance id>.wav,
+with a wav.scp. A file's sampling rate and channels stay as they are; so do its format and subtype,
+unless --format is given.
 """
 
 import logging
@@ -23,12 +24,17 @@ def main() -> None:
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", type=Path, help="audio file, folder, or .scp list")
     add("--model", type=Path, required=True, help="training directory of enh_train")
-    add("--checkpoint", default="valid.loss.best.pth", help="its name in the model's directory")
+    add("--checkpoint", default="valid.loss.best.pth", help="file in --model")
     add("--out", type=Path, required=True, help="folder to write")
-    add("--format", choices=("wav", "flac"), help="write this instead of each file's own format")
+    add("--format", choices=("wav", "flac"), help="write this format instead of each file's own")
     add("--ngpu", type=int, default=0, choices=(0, 1), help="0: CPU, 1: GPU")
-    add("--segment", type=float, default=10.0, help="seconds the model hears at a time")
-    add("--overlap", type=float, default=1.0, help="seconds that segments share, cross-faded")
+    add("--segment", type=float, default=10.0, help="seconds of audio that the model gets at once")
+    add(
+        "--overlap",
+        type=float,
+        default=1.0,
+        help="seconds of overlap of two segments, which are cross-faded",
+    )
     add("--overwrite", action="store_true", help="replace existing outputs")
     args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")

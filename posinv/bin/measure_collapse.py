@@ -1,4 +1,4 @@
-"""Measure how far an SSL model's last layer has collapsed: see ``posinv.losses.functional``."""
+"""Measure how far an SSL model's last layer has collapsed: frame distance and effective rank."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from posinv.ssl.upstream import SSLUpstream
 
 @torch.inference_mode()
 def main() -> None:
-    """Measure each utterance, and write the means as JSON."""
+    """Measure each utterance, see ``posinv.losses.functional``, and write the means as JSON."""
     parser = command_parser(__doc__)
     parser.add_argument("--ssl", required=True, help="the SSL model: hub name or folder")
     parser.add_argument("--wav_scp", type=Path, required=True, help="utterances, 16 kHz")
@@ -25,14 +25,14 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if args.ngpu else "cpu"
     upstream = SSLUpstream(args.ssl).to(device)
-    found: dict[str, list[float]] = {"frame_distance": [], "effective_rank": []}
+    measures: dict[str, list[float]] = {"frame_distance": [], "effective_rank": []}
     for entry in read_table(args.wav_scp).values():
         wave = torch.from_numpy(read_audio(entry, SAMPLING_RATE)).to(device)
         hidden, frames = upstream(wave[None], [len(wave)], layer=-1)
-        found["frame_distance"].append(frame_distance(hidden, frames).item())
-        found["effective_rank"].append(effective_rank(hidden, frames).item())
+        measures["frame_distance"].append(frame_distance(hidden, frames).item())
+        measures["effective_rank"].append(effective_rank(hidden, frames).item())
     write_atomic(
-        args.out, json.dumps({name: fmean(values) for name, values in found.items()}) + "\n"
+        args.out, json.dumps({name: fmean(values) for name, values in measures.items()}) + "\n"
     )
 
 

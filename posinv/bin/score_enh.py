@@ -13,14 +13,19 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--ref_scp", type=Path, required=True, help="clean references")
     parser.add_argument("--inf_scp", type=Path, required=True, help="enhanced speech")
-    parser.add_argument("--utt2set", type=Path, required=True, help="'<id> <test set>' lines")
+    parser.add_argument(
+        "--utt2set", type=Path, required=True, help="'<utterance id> <test set>' lines"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="JSON file of each set's means; each utterance's scores go beside it, as .tsv",
+        help="JSON file for the means of each set; the scores of each utterance go into .tsv "
+        "beside it",
     )
-    parser.add_argument("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
+    parser.add_argument(
+        "--sampling_rate", type=int, default=16000, help="sampling rate of all audio, in Hz"
+    )
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
     means, rows = score_enhancement(

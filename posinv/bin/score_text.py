@@ -1,4 +1,4 @@
-"""Score transcripts: the error rate of each test set, and the alignments with errors."""
+"""Score transcripts: the error rate of each test set, and the alignments that have errors."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,17 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--ref", type=Path, required=True, help="references, as in data/*/text")
     parser.add_argument("--hyp", type=Path, required=True, help="hypotheses, the same utterances")
-    parser.add_argument("--utt2set", type=Path, required=True, help="'<id> <test set>' lines")
-    parser.add_argument("--unit", choices=("word", "phone", "char"), required=True, help="counted")
+    parser.add_argument(
+        "--utt2set", type=Path, required=True, help="'<utterance id> <test set>' lines"
+    )
+    parser.add_argument(
+        "--unit", choices=("word", "phone", "char"), required=True, help="the tokens to count"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="JSON file of each set's error rate; the alignments go beside it, as .txt",
+        help="JSON file for the error rate of each set; the alignments go into .txt beside it",
     )
     args = parser.parse_args()
     scores, alignments = score_text(args.ref, args.hyp, args.utt2set, args.unit)

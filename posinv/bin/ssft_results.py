@@ -12,12 +12,13 @@ CURVES = {"loss": "loss", "alignment": "alignment loss", "regulariser": "regular
 
 def main() -> None:
     """Run the command."""
-    parser = results_parser(
-        __doc__,
-        "DIR/seed<seed>/<system>, as ssft.sh leaves them",
+    parser = results_parser(__doc__, "DIR/seed<seed>/<system>, as ssft.sh writes them")
+    parser.add_argument(
+        "--systems", type=names, required=True, help="rows of the table, as one argument: 'A B'"
     )
-    parser.add_argument("--systems", type=names, required=True, help="rows of the table: 'A B'")
-    parser.add_argument("--curves", type=Path, required=True, help="image of the training curves")
+    parser.add_argument(
+        "--curves", type=Path, required=True, help="image to write, with the training curves"
+    )
     args = parser.parse_args()
     published = Published.read(args.published)
     tables = ssft_report(args.expdir, args.systems, args.sets, args.seeds, published)

@@ -16,7 +16,7 @@ _START, _END = 0, 1  # tokens of the n-gram model; graphones come after
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _jit[F: Callable](function: F) -> F:
+def _jit(function: Callable) -> Callable:
     try:
         return numba.njit(cache=True)(function)
     except RuntimeError:  # there is no folder in which numba may keep what it compiled
@@ -170,14 +170,14 @@ def _code(sounds: np.ndarray, start: int, size: int, num_phonemes: int) -> int:
 def _align(words: list[np.ndarray], sounds: list[np.ndarray]) -> np.ndarray:
     # The code of each letter of all words.
     num_letters, num_phonemes = (1 + max(x.max() for x in xs) for xs in (words, sounds))
-    ends = [np.cumsum([0, *map(len, xs)]) for xs in (words, sounds)]
-    letters, phonemes = np.concatenate(words), np.concatenate(sounds)
+    word_ends, sound_ends = (np.cumsum([0, *map(len, xs)]) for xs in (words, sounds))
+    data = np.concatenate(words), np.concatenate(sounds), word_ends, sound_ends
     weights = np.full((num_letters, 1 + num_phonemes + num_phonemes**2), 0.01)
     weights[:, 0], weights[:, 1 : 1 + num_phonemes] = 0.2, 1.0
     for _ in range(_ITERATIONS):
         weights /= weights.sum()
-        weights = _expected_counts(letters, phonemes, *ends, weights)
-    return _best_codes(letters, phonemes, *ends, weights / weights.sum())
+        weights = _expected_counts(*data, weights)
+    return _best_codes(*data, weights / weights.sum())
 
 
 @_jit

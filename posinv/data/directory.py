@@ -8,6 +8,7 @@ directories, with ``segments`` or without ``phn``, become one by ``posinv.bin.im
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -208,7 +209,10 @@ def format_data(
     min_samples: int | None = None,
     nj: int = 1,
 ) -> tuple[int, int]:
-    """Decode a data directory's audio into one file an utterance, with ``utt2num_samples``.
+    """Decode a data directory's audio into one file an utterance.
+
+    Beside the lists are ``utt2num_samples`` and ``utt2digest``, a digest of each utterance's audio
+    and clean reference, by which a recipe knows whether a result was made from this audio.
 
     A clean reference that is the audio itself isn't written twice. Where resampling takes an
     utterance beyond [-1, 1], it and its reference are scaled by one factor to a peak of 1.
@@ -235,7 +239,7 @@ def format_data(
     with atomic_folder(out, replaces="wav.scp") as fresh:
         (fresh / "audio").mkdir()
 
-        def convert(utt: str) -> tuple[str, str, str, int, bool]:
+        def convert(utt: str) -> tuple[str, str, str, int, str, bool]:
             entries = data.wav[utt], data.spk1[utt]
             x, clean = read_pair(utt, *entries, sampling_rate, resample, min_samples)
             peak = max(np.abs(x).max(), np.abs(clean).max())
@@ -245,11 +249,15 @@ def format_data(
             if clean is not x:
                 spk1 = f"audio/{utt}.spk1.{audio_format}"
                 write_audio(fresh / spk1, np.clip(gain * clean, -1, 1), sampling_rate)
-            return utt, str(out / wav), str(out / spk1), len(x), bool(gain < 1)
+            digest = blake2b(digest_size=16)
+            for name in (wav, spk1):
+                digest.update((fresh / name).read_bytes())
+            return utt, str(out / wav), str(out / spk1), len(x), digest.hexdigest(), bool(gain < 1)
 
         results = list(map_parallel(convert, data.wav, nj))
-        utts, wavs, spk1s, lengths, scaled = zip(*results, strict=True)
+        utts, wavs, spk1s, lengths, digests, scaled = zip(*results, strict=True)
         wav, spk1 = dict(zip(utts, wavs, strict=True)), dict(zip(utts, spk1s, strict=True))
         DataDir(wav, spk1, data.text, data.phn, data.utt2spk).write(fresh)
         write_table(fresh / "utt2num_samples", dict(zip(utts, lengths, strict=True)))
+        write_table(fresh / "utt2digest", dict(zip(utts, digests, strict=True)))
     return sum(lengths), sum(scaled)

@@ -1,8 +1,8 @@
 """posinv in ESPnet. Importing this package puts posinv's classes into ESPnet's tables.
 
-Whatever was imported before: ESPnet's own classes (``SeparateSpeech``, ``Speech2Text``) and
-commands then build posinv's classes from the names in a YAML file. All that imports ESPnet is in
-this package, thin commands in :mod:`posinv.bin` apart.
+After that, ESPnet's own classes (``SeparateSpeech``, ``Speech2Text``) and commands build posinv's
+classes from the names in a YAML file, even if they were imported before. Besides this package, only
+the commands in :mod:`posinv.bin` import ESPnet.
 """
 
 from posinv.espnet.register import register

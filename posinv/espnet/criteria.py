@@ -1,15 +1,17 @@
 """Enhancement criteria on the features of a frozen SSL model, as ESPnet enhancement losses.
 
 Notation of arXiv 2601.21084: clean speech ``s``, enhanced speech ``e``, SSL model ``F``,
-features ``X = F(s)`` (no gradient) and ``X' = F(e)`` (gradient into ``e``). All criteria take
-utterances of different lengths in a batch and give what the utterances give one by one.
+features ``X = F(s)`` (no gradient) and ``X' = F(e)`` (gradient into ``e``). A batch may hold
+utterances of different lengths: each gets the loss that it gets alone.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from espnet2.enh.loss.criterions.time_domain import TimeDomainLoss
+from torch import Tensor, nn
 
 from posinv.augment.pad import ZeroPad
 from posinv.augment.speed import SpeedPerturb
@@ -20,10 +22,10 @@ from posinv.ssl.upstream import Frozen, SSLUpstream
 
 
 class SSLCriterion(TimeDomainLoss, ABC):
-    """What the SSL criteria share: the frozen model, and the batch's lengths.
+    """Base class of the SSL criteria: it holds the frozen SSL model and the batch's lengths.
 
-    The SSL model is loaded at the first call, so that enhancing with a trained model doesn't
-    load it; it follows the input's device, stays in eval mode and out of checkpoints.
+    The SSL model is loaded at the first call, so enhancement with a trained model doesn't load it.
+    It moves to the input's device, stays in eval mode and is not saved in checkpoints.
 
     Args:
         ssl: the SSL model, a hub name or a folder (see :class:`~posinv.ssl.upstream.SSLUpstream`).
@@ -32,10 +34,10 @@ class SSLCriterion(TimeDomainLoss, ABC):
         only_for_test: compute in validation only.
 
     Attributes:
-        utt_ids: ids of the utterances of the coming batch, which key the random draws; None
-            numbers them. Set by posinv's enhancement task, since ESPnet's loss wrappers pass
-            the two signals alone.
-        lengths: their lengths ``(B,)`` in samples; None means that every row is full.
+        utt_ids: utterance ids of the next batch; the random draws depend on them. None: the
+            ids are 0, 1, and so on. posinv's enhancement task sets them before each call, since
+            ESPnet's loss wrappers pass only the two signals.
+        lengths: lengths ``(B,)`` of these utterances in samples. None: no row is padded.
 
     Raises:
         InputError: no such model or layer.
@@ -43,26 +45,24 @@ class SSLCriterion(TimeDomainLoss, ABC):
 
     def __init__(self, ssl: str, layer: int, name: str, only_for_test: bool) -> None:
         super().__init__(name, only_for_test=only_for_test)
-        self.ssl = ssl
+        self.ssl_name_or_path = ssl
         self.layer = check_layer(load_config(ssl), layer)
         self.utt_ids: Sequence[str] | None = None
-        self.lengths: torch.Tensor | None = None
+        self.lengths: Tensor | None = None
         self._upstream: Frozen | None = None
 
     @property
     def upstream(self) -> Frozen:
-        """The frozen SSL model, loaded when first asked for."""
+        """The frozen SSL model, loaded at first use."""
         if self._upstream is None:
-            self._upstream = Frozen(SSLUpstream(self.ssl))
+            self._upstream = Frozen(SSLUpstream(self.ssl_name_or_path))
         return self._upstream
 
-    def features(
-        self, waves: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def features(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the layer's features ``(B, F, D)``, zero past the frame lengths ``(B,)``."""
-        return self.upstream(waves, lengths, layer=self.layer)
+        return cast(tuple[Tensor, Tensor], self.upstream(waves, lengths, layer=self.layer))
 
-    def forward(self, ref: torch.Tensor, inf: torch.Tensor) -> torch.Tensor:
+    def forward(self, ref: Tensor, inf: Tensor) -> Tensor:
         """Return the loss ``(B,)`` of enhanced ``inf (B, T)`` against clean ``ref (B, T)``.
 
         Raises:
@@ -80,13 +80,35 @@ class SSLCriterion(TimeDomainLoss, ABC):
         return self.compare(ref, inf, lengths.to(ref.device), keys)
 
     @abstractmethod
-    def compare(
-        self, ref: torch.Tensor, inf: torch.Tensor, lengths: torch.Tensor, keys: Sequence[str]
-    ) -> torch.Tensor:
-        """Return the loss ``(B,)`` of ``inf`` against ``ref``, both ``(B, T)``."""
+    def compare(self, ref: Tensor, inf: Tensor, lengths: Tensor, keys: Sequence[str]) -> Tensor:
+        """Return the loss ``(B,)`` of ``inf`` against ``ref``, both ``(B, T)``.
+
+        Args:
+            ref: clean speech.
+            inf: enhanced speech.
+            lengths: ``(B,)`` int, in samples.
+            keys: the B utterance ids; the random draws depend on them.
+        """
 
 
-class SSLMSECriterion(SSLCriterion):
+class CleanReferenceCriterion(SSLCriterion):
+    """Base class of the criteria that use the clean speech as it is.
+
+    Attributes:
+        loss: a loss of the clean features, the enhanced features and their frame lengths.
+    """
+
+    loss: nn.Module
+
+    def compare(self, ref: Tensor, inf: Tensor, lengths: Tensor, keys: Sequence[str]) -> Tensor:
+        """Compare the features of both signals."""
+        with torch.no_grad():
+            x, frame_lengths = self.features(ref, lengths)
+        x_enh, _ = self.features(inf, lengths)
+        return self.loss(x, x_enh, frame_lengths)
+
+
+class SSLMSECriterion(CleanReferenceCriterion):
     """``ssl_mse``: see :func:`~posinv.losses.functional.ssl_mse`.
 
     Args:
@@ -99,21 +121,14 @@ class SSLMSECriterion(SSLCriterion):
         super().__init__(ssl, layer, name, only_for_test)
         self.loss = SSLMSE()
 
-    def compare(self, ref, inf, lengths, keys):
-        """Compare frame by frame."""
-        with torch.no_grad():
-            x, frame_lengths = self.features(ref, lengths)
-        x_enh, _ = self.features(inf, lengths)
-        return self.loss(x, x_enh, frame_lengths)
-
 
 class SSLMSEPadCriterion(SSLCriterion):
-    """``ssl_mse_pad``: the reference is zero-padded, so that positions no longer match.
+    """``ssl_mse_pad``: the reference is zero-padded, so that matching positions doesn't help.
 
     See :class:`~posinv.augment.pad.ZeroPad` and :func:`~posinv.losses.functional.ssl_mse_pad`.
 
     Args:
-        pad: smallest and largest share of the clean length that becomes zeros.
+        pad: how many zeros to add: smallest and largest share of the clean length.
         ssl, layer, name, only_for_test: see :class:`SSLCriterion`.
     """
 
@@ -128,11 +143,12 @@ class SSLMSEPadCriterion(SSLCriterion):
         super().__init__(ssl, layer, name, only_for_test)
         if len(pad) != 2:
             raise InputError(f"{name}: pad must be two numbers, low and high: {pad}")
-        self.zero_pad = ZeroPad(*pad, hop=hop(load_config(ssl)))
+        low, high = pad
+        self.zero_pad = ZeroPad(low, high, hop(load_config(ssl)))
         self.loss = SSLMSEPad()
 
-    def compare(self, ref, inf, lengths, keys):
-        """Compare frame by frame, the reference shifted back by its padding."""
+    def compare(self, ref: Tensor, inf: Tensor, lengths: Tensor, keys: Sequence[str]) -> Tensor:
+        """Compare frame by frame, with the reference shifted back by its padding."""
         padded, padded_lengths, hops = self.zero_pad(ref, lengths, keys)
         with torch.no_grad():
             x_padded, _ = self.features(padded, padded_lengths)
@@ -143,11 +159,13 @@ class SSLMSEPadCriterion(SSLCriterion):
 class SSLSoftDTWCriterion(SSLCriterion):
     """``ssl_softdtw``: soft-DTW with the reference at another speed.
 
-    See :func:`~posinv.losses.functional.ssl_softdtw`, which takes the options that are not here.
+    See :class:`~posinv.augment.speed.SpeedPerturb` and
+    :func:`~posinv.losses.functional.ssl_softdtw`.
 
     Args:
-        factors: speeds the clean reference is played at.
-        gamma, divergence, cost, bandwidth, normalize_features, normalize_length: see there.
+        factors: speeds of the clean reference; one is drawn for each utterance.
+        gamma, divergence, cost, bandwidth, normalize_features, normalize_length: see
+            :func:`~posinv.losses.functional.ssl_softdtw`.
         ssl, layer, name, only_for_test: see :class:`SSLCriterion`.
     """
 
@@ -171,7 +189,7 @@ class SSLSoftDTWCriterion(SSLCriterion):
             gamma, divergence, cost, bandwidth, normalize_features, normalize_length
         )
 
-    def compare(self, ref, inf, lengths, keys):
+    def compare(self, ref: Tensor, inf: Tensor, lengths: Tensor, keys: Sequence[str]) -> Tensor:
         """Align the enhanced speech with the reference at another speed."""
         with torch.no_grad():
             x, x_lengths = self.features(*self.speed(ref, lengths, keys))
@@ -179,12 +197,12 @@ class SSLSoftDTWCriterion(SSLCriterion):
         return self.loss(x_enh, x, enh_lengths, x_lengths)
 
 
-class SSLXCorrCriterion(SSLCriterion):
+class SSLXCorrCriterion(CleanReferenceCriterion):
     """``ssl_xcorr``: see :func:`~posinv.losses.functional.ssl_xcorr`.
 
     Args:
-        max_lag: frames, at least 0.
-        temperature: of the soft maximum, positive.
+        max_lag: largest lag in frames, at least 0.
+        temperature: temperature of the soft maximum, positive.
         ssl, layer, name, only_for_test: see :class:`SSLCriterion`.
     """
 
@@ -199,13 +217,6 @@ class SSLXCorrCriterion(SSLCriterion):
     ) -> None:
         super().__init__(ssl, layer, name, only_for_test)
         self.loss = SSLXCorr(max_lag, temperature)
-
-    def compare(self, ref, inf, lengths, keys):
-        """Correlate the two feature sequences at every lag."""
-        with torch.no_grad():
-            x, frame_lengths = self.features(ref, lengths)
-        x_enh, _ = self.features(inf, lengths)
-        return self.loss(x, x_enh, frame_lengths)
 
 
 CRITERIA: dict[str, type[SSLCriterion]] = {

@@ -1,4 +1,4 @@
-"""The body of SUPERB's speech recogniser as an ESPnet encoder."""
+"""The BLSTM of SUPERB's speech recogniser as an ESPnet encoder."""
 
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ class BLSTMEncoder(AbsEncoder):
 
     Args:
         input_size: feature dimension.
-        hidden_size: of each direction.
+        hidden_size: size of each direction.
         num_layers: number of layers.
-        dropout: probability, after each layer.
+        dropout: dropout probability after each layer.
     """
 
     def __init__(
@@ -38,10 +38,15 @@ class BLSTMEncoder(AbsEncoder):
     def forward(
         self, xs_pad: Tensor, ilens: Tensor, prev_states: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
-        """Encode features ``(B, F, D)`` of ``(B,)`` frames, whose order and padding don't matter.
+        """Encode a batch. The order of the utterances and the padding don't matter.
+
+        Args:
+            xs_pad: features ``(B, F, D)``.
+            ilens: frame counts ``(B,)``.
+            prev_states: not used; ESPnet's encoders have it.
 
         Returns:
-            ``(B, max(ilens), 2 * hidden_size)``, the frame counts ``(B,)``, and no states.
+            The outputs ``(B, max(ilens), 2 * hidden_size)``, the frame counts ``(B,)``, and None.
         """
         packed = pack_padded_sequence(xs_pad, ilens.cpu(), batch_first=True, enforce_sorted=False)
         x, _ = pad_packed_sequence(self.blstm(packed)[0], batch_first=True)

@@ -1,9 +1,11 @@
 """ESPnet ASR front ends over frozen models: ``ssl``, and ``enh_ssl`` with enhancement before it.
 
-Both end in SUPERB's learned weighted sum over the SSL model's layers, their only parameters.
+Both return SUPERB's weighted sum of the SSL model's layers. Its weights are learned; they are the
+front ends' only parameters.
 """
 
 import hashlib
+from typing import cast
 
 import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
@@ -17,14 +19,14 @@ from posinv.ssl.upstream import Frozen, SSLUpstream
 class SSLFrontend(AbsFrontend):
     """``ssl``: a frozen SSL model's layers, summed with softmax weights (SUPERB, arXiv 2105.01051).
 
-    The SSL model stays out of the checkpoint: the configuration names it.
+    The SSL model is not saved in the checkpoint, since the configuration names it.
 
     Args:
         ssl: the SSL model, a hub name or a folder (see :class:`~posinv.ssl.upstream.SSLUpstream`).
-        cache_gb: keep the layers of up to this many GiB of training and validation utterances in
-            memory, so that an epoch after the first costs the head alone. Utterances are then
-            encoded one at a time, so that what is kept doesn't depend on the batch. For data that
-            is the same in every epoch.
+        cache_gb: size in GiB of a cache for the layers of training and validation utterances;
+            0 for no cache. From the second epoch on, an utterance in the cache isn't encoded
+            again. With a cache, utterances are encoded one at a time, so that their layers don't
+            depend on the batch. It helps only where the audio is the same in every epoch.
 
     Raises:
         InputError: no such model, or a negative ``cache_gb``.
@@ -34,23 +36,30 @@ class SSLFrontend(AbsFrontend):
         super().__init__()
         if cache_gb < 0:
             raise InputError(f"frontend_conf: cache_gb must be at least 0: {cache_gb}")
-        self.upstream = Frozen(SSLUpstream(ssl))
-        self.weights = torch.nn.Parameter(torch.zeros(self.upstream.module.num_layers))
+        upstream = SSLUpstream(ssl)
+        self.upstream = Frozen(upstream)
+        self.feature_size = upstream.output_size
+        self.weights = torch.nn.Parameter(torch.zeros(upstream.num_layers))
         self._cache: dict[bytes, torch.Tensor] = {}
         self._cached = cache_gb > 0
         self._cache_room = cache_gb * 2**30
 
     def output_size(self) -> int:
         """Return the feature dimension."""
-        return self.upstream.module.output_size
+        return self.feature_size
 
     def forward(
         self, input: torch.Tensor, input_lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn waveforms ``(B, T)`` at 16 kHz, ``(B,)`` samples, into features ``(B, F, D)``.
+        """Return the weighted sum of the SSL model's layers.
+
+        Args:
+            input: waveforms ``(B, T)`` at 16 kHz.
+            input_lengths: their lengths ``(B,)`` in samples.
 
         Returns:
-            The features, zero past each utterance's frames, and the frame counts ``(B,)``.
+            The features ``(B, F, D)``, zero past each utterance's frames, and the frame counts
+            ``(B,)``.
 
         Raises:
             InputError: an utterance is shorter than one frame.
@@ -65,7 +74,7 @@ class SSLFrontend(AbsFrontend):
         self, waves: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return all layers ``(L+1, B, F, D)`` and the frame counts ``(B,)``."""
-        return self.upstream(waves, lengths)
+        return cast(tuple[torch.Tensor, torch.Tensor], self.upstream(waves, lengths))
 
     def _encode_cached(
         self, waves: torch.Tensor, lengths: torch.Tensor
@@ -83,7 +92,7 @@ class SSLFrontend(AbsFrontend):
         return hidden, frame_lengths
 
     def _layers(self, wave: torch.Tensor) -> torch.Tensor:
-        """Return one utterance's layers ``(L+1, F, D)``, from the cache where they are there."""
+        """Return one utterance's layers ``(L+1, F, D)``, from the cache if it has them."""
         key = hashlib.blake2b(wave.cpu().numpy().tobytes(), digest_size=16).digest()
         layers = self._cache.get(key)
         if layers is None:
@@ -100,7 +109,7 @@ class EnhSSLFrontend(SSLFrontend):
     """``enh_ssl``: a trained enhancement model, frozen, in front of ``ssl``.
 
     Args:
-        enh_config: the model's ``config.yaml``, as ``enh_train`` leaves it.
+        enh_config: the enhancement model's ``config.yaml``, as ``enh_train`` writes it.
         enh_model: its checkpoint (``*.pth``).
         ssl, cache_gb: see :class:`SSLFrontend`.
 
@@ -117,8 +126,8 @@ class EnhSSLFrontend(SSLFrontend):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the layers ``(L+1, B, F, D)`` of the enhanced waveforms, and frame counts.
 
-        Utterances are enhanced one at a time, as ``enh_inference`` does: many of ESPnet's
-        separators let padding into an utterance's output.
+        Utterances are enhanced one at a time, as ``enh_inference`` does: in many of ESPnet's
+        separators, padding changes the output of the utterance before it.
         """
         self.separate.enh_model.to(waves.device)
         self.separate.device = waves.device

@@ -1,4 +1,4 @@
-"""Trained enhancement models, loaded frozen for use in front of something else."""
+"""Trained enhancement models, loaded with frozen parameters."""
 
 import tempfile
 from pathlib import Path
@@ -17,16 +17,16 @@ def load_enhancement_model(
 ) -> SeparateSpeech:
     """Load a trained ESPnet enhancement model for one speaker, in eval mode.
 
-    The criteria that the model was trained with are left out: their SSL models needn't be there.
+    The criteria of the training are left out, so their SSL models needn't exist any more.
 
     Args:
-        config: the model's ``config.yaml``, as ``enh_train`` leaves it.
+        config: the model's ``config.yaml``, as ``enh_train`` writes it.
         checkpoint: its weights (``*.pth``).
-        device: where to run.
+        device: device of the model: ``cpu``, ``cuda`` or ``cuda:<number>``.
 
     Raises:
-        InputError: a missing file, one that isn't what it should be, or a model that doesn't give
-            exactly one speech signal.
+        InputError: a file is missing, is no configuration of an enhancement model or holds other
+            weights; the model separates several speakers; there is no GPU.
     """
     config, checkpoint = Path(config), Path(checkpoint)
     train_args = read_yaml(config, "enhancement model")
@@ -42,7 +42,7 @@ def load_enhancement_model(
         model = SeparateSpeech(alone, device=device)
     if model.num_spk != 1:
         raise InputError(f"{config}: separates {model.num_spk} speakers; a model for one is needed")
-    # ESPnet would take one that doesn't fit.
+    # ESPnet's own loading accepts weights that don't fit.
     load_weights(model.enh_model, state, checkpoint, f"the model in {config}")
     model.enh_model.requires_grad_(False)
     return model

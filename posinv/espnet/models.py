@@ -1,29 +1,31 @@
-"""posinv's models as ESPnet's trainer takes them."""
+"""posinv's models with the interface of ESPnet's trainer."""
+
+from typing import Any
 
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from posinv.models.masked_prediction import MaskedPredictionModel
 from posinv.models.ssft import SSFTModel
 
 
-class _Gatherable:
-    """Loss, statistics and weight in the form that ESPnet gathers over processes."""
+class _Gatherable(nn.Module):
+    """Mixin: the model's outputs as tensors of one dimension, which ESPnet needs to gather them."""
 
-    def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def forward(self, *args: Any, **batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the loss, statistics and weight of a batch."""
-        output = super().forward(**batch)
+        output = super().forward(*args, **batch)
         return force_gatherable(output, output[0].device)
 
     def collect_feats(self, **batch: Tensor) -> dict[str, Tensor]:
-        """Return nothing: the input has no statistics to gather."""
+        """Return nothing: the models need no statistics of their input."""
         return {}
 
 
 class ESPnetSSFTModel(_Gatherable, SSFTModel, AbsESPnetModel):
-    """:class:`~posinv.models.ssft.SSFTModel` in ESPnet."""
+    """:class:`~posinv.models.ssft.SSFTModel` for ESPnet's trainer."""
 
 
 class ESPnetMaskedPredictionModel(_Gatherable, MaskedPredictionModel, AbsESPnetModel):
-    """:class:`~posinv.models.masked_prediction.MaskedPredictionModel` in ESPnet."""
+    """:class:`~posinv.models.masked_prediction.MaskedPredictionModel` for ESPnet's trainer."""

@@ -15,13 +15,14 @@ from posinv.espnet.separator import DemucsSeparator
 def register() -> None:
     """Put posinv's separators, criteria, front ends and encoders into ESPnet's tables.
 
-    ``import posinv.espnet`` has called it; to call it again changes nothing. Tables that
-    ``espnet2.tasks.enh_s2t`` copied when it was imported get them, too.
+    ``import posinv.espnet`` calls it; another call changes nothing. ``espnet2.tasks.enh_s2t``
+    copies the tables when it is imported, so its copies get the classes too.
     """
     _insert(enh.separator_choices, demucs=DemucsSeparator)
     _insert(enh.criterion_choices, **CRITERIA)
     _insert(asr.frontend_choices, ssl=SSLFrontend, enh_ssl=EnhSSLFrontend)
-    # ESPnet has this class and does not list it for ASR; SUPERB's phoneme head is a linear layer.
+    # "linear" is ESPnet's own class, which ESPnet does not list for ASR. SUPERB's phoneme head is
+    # a linear layer.
     encoders = {"linear": LinearEncoder, "blstm": BLSTMEncoder}
     _insert(asr.encoder_choices, **encoders)
     if enh_s2t := sys.modules.get("espnet2.tasks.enh_s2t"):

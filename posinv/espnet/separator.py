@@ -11,15 +11,16 @@ from posinv.models.demucs import Demucs
 
 
 class DemucsSeparator(Demucs, AbsSeparator):
-    """``demucs``: see :class:`~posinv.models.demucs.Demucs`, whose state dict it has.
+    """``demucs``: :class:`~posinv.models.demucs.Demucs`, with the same state dict.
 
     Args:
-        input_dim: Output dimension of the encoder, 1 for ``same``.
-        num_spk: Number of output signals; only 1.
-        hidden, depth, stride, resample, causal, checkpoint: see there.
+        input_dim: output dimension of the encoder, 1 for ``same``.
+        num_spk: number of output signals; only 1 is possible.
+        hidden, depth, stride, resample, causal, checkpoint: see
+            :class:`~posinv.models.demucs.Demucs`.
 
     Raises:
-        InputError: An option out of range; a checkpoint that doesn't fit.
+        InputError: an option out of range; a checkpoint that doesn't fit.
     """
 
     def __init__(
@@ -47,10 +48,15 @@ class DemucsSeparator(Demucs, AbsSeparator):
         """Number of output signals: 1."""
         return 1
 
-    def forward(
+    def forward(  # type: ignore[override]  # ESPnet's signature
         self, input: Tensor, ilens: Tensor, additional: dict | None = None
     ) -> tuple[list[Tensor], Tensor, OrderedDict]:
-        """Enhance waveforms ``(B, T)`` of ``(B,)`` samples.
+        """Enhance a batch of waveforms.
+
+        Args:
+            input: waveforms ``(B, T)``.
+            ilens: their lengths ``(B,)`` in samples.
+            additional: not used; ESPnet's separators have it.
 
         Returns:
             The enhanced waveforms ``[(B, T)]``, ``ilens``, and no further outputs.

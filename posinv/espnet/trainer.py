@@ -1,9 +1,10 @@
-"""ESPnet's trainer, made reproducible: validation, accumulated gradients, and what it refuses."""
+"""ESPnet's trainer, made reproducible."""
 
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
@@ -16,14 +17,18 @@ MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 class SeededTrainer(Trainer):
-    """ESPnet's trainer for models that draw at random while they train and validate.
+    """ESPnet's trainer for models that make random draws in training and validation.
 
-    ESPnet seeds every epoch with ``seed + epoch``, the same in every process, so draws keyed by
-    utterance are those of an unbroken run in one process, however often a run is resumed and
-    however many processes share its batches. Here validation is seeded with ``seed`` alone: its
-    loss is a function of the model, and curves compare. And where ``accum_grad`` leaves
-    mini-batches over at the end of an epoch, they are dropped: ESPnet hands their gradients to the
-    next epoch, but to no checkpoint, so that a resumed run would differ.
+    ESPnet sets the random seed of every epoch to ``seed + epoch``, in every process. The draws of
+    an utterance depend on this seed and on its utterance id. They are therefore the same in a run
+    that was resumed, and in any number of processes. This class adds three things:
+
+    - The random seed of validation is ``seed`` in every epoch, so that the validation losses of
+      different epochs can be compared.
+    - If the number of mini-batches in an epoch is no multiple of ``accum_grad``, the gradients of
+      the last ones are dropped. ESPnet would add them to the next epoch's, but does not save them
+      in the checkpoint, so a resumed run would differ.
+    - Checkpoints are written atomically.
     """
 
     @classmethod
@@ -33,29 +38,29 @@ class SeededTrainer(Trainer):
             "--float32_matmul_precision",
             choices=MATMUL_PRECISIONS,
             default="highest",
-            help="As torch.set_float32_matmul_precision: high is TF32 on GPUs; medium is that, and "
-            "oneDNN on CPUs: bfloat16 where there are matrix units for it (Intel AMX), else "
-            "float32, faster than the default on AMD. The distances that soft-DTW aligns by are "
-            "float32 always.",
+            help="Precision of float32 matrix products, see torch.set_float32_matmul_precision. "
+            "high: TF32 on GPUs. medium: TF32 on GPUs, oneDNN on CPUs (bfloat16 on CPUs that have "
+            "matrix units for it, as Intel AMX; float32 on others, on AMD faster than highest). "
+            "Soft-DTW's distances are never computed in less than float32.",
         )
 
     @classmethod
     def build_options(cls, args: argparse.Namespace) -> TrainerOptions:
-        """Set the products' precision; return what ``train`` and ``validate`` use of the options.
+        """Set the precision of matrix products, and return ESPnet's trainer options.
 
         Raises:
-            InputError: several GPUs in one process, where batches lose track of their
-                utterances; mixed precision on the CPU, where ESPnet would not say that it is
-                off; or two options for the products' precision.
+            InputError: several GPUs in one process, since ESPnet then splits a batch but not its
+                utterance ids; mixed precision on the CPU, which ESPnet would ignore silently; an
+                unknown precision, or two options for it.
         """
         if args.ngpu > 1:
             raise InputError(
-                f"--ngpu {args.ngpu}: several GPUs take a process each: give "
+                f"--ngpu {args.ngpu}: several GPUs need one process each: give "
                 "--multiprocessing_distributed true"
             )
         if args.use_amp and args.ngpu == 0:
             raise InputError("--use_amp true: mixed precision needs a GPU: give --ngpu, or false")
-        if args.float32_matmul_precision not in MATMUL_PRECISIONS:  # in YAML; argparse sees options
+        if args.float32_matmul_precision not in MATMUL_PRECISIONS:  # argparse doesn't check YAML
             raise InputError(
                 f"float32_matmul_precision: must be one of {', '.join(MATMUL_PRECISIONS)}: "
                 f"{args.float32_matmul_precision!r}"
@@ -67,44 +72,44 @@ class SeededTrainer(Trainer):
         return super().build_options(args)
 
     @classmethod
-    def run(cls, model: torch.nn.Module, **parts) -> None:
-        """Train; checkpoints are written atomically, whenever the run is killed."""
-        model.register_forward_hook(_separate_loss)
-        with _saving_whole():
+    def run(cls, model: torch.nn.Module, **parts: Any) -> None:
+        """Train, with checkpoints that are written atomically."""
+        model.register_forward_hook(_copy_loss)
+        with _atomic_save():
             super().run(model=model, **parts)
 
     @classmethod
-    def train_one_epoch(cls, optimizers: Sequence[torch.optim.Optimizer], **kwargs) -> bool:
-        """Run ESPnet's epoch, without gradients that the epoch before left over."""
+    def train_one_epoch(cls, optimizers: Sequence[torch.optim.Optimizer], **kwargs: Any) -> bool:
+        """Drop the gradients that the last epoch left, and run ESPnet's epoch."""
         for optimizer in optimizers:
             optimizer.zero_grad()
         return super().train_one_epoch(optimizers=optimizers, **kwargs)
 
     @classmethod
     @torch.no_grad()
-    def validate_one_epoch(cls, model, iterator, reporter, options, distributed_option) -> None:
-        """Run ESPnet's validation from the random state that ``options.seed`` gives."""
+    def validate_one_epoch(cls, *, options: TrainerOptions, **kwargs: Any) -> None:
+        """Set the random seed to ``options.seed``, and run ESPnet's validation."""
         set_all_random_seed(options.seed)
-        super().validate_one_epoch(model, iterator, reporter, options, distributed_option)
+        super().validate_one_epoch(options=options, **kwargs)
 
 
-def _separate_loss(_model: torch.nn.Module, _args: tuple, output: tuple) -> tuple:
-    """Part the loss from that among the statistics, or ESPnet divides both by ``accum_grad``."""
+def _copy_loss(_model: torch.nn.Module, _args: tuple, output: tuple) -> tuple:
+    """Copy the loss: ESPnet divides it in place, and the statistics may hold the same tensor."""
     loss, stats, weight = output
     return loss.clone(), stats, weight
 
 
 @contextmanager
-def _saving_whole() -> Iterator[None]:
+def _atomic_save() -> Iterator[None]:
     """Make ESPnet's ``torch.save(object, path)`` atomic."""
     save = torch.save
 
-    def save_whole(state: object, path: Path) -> None:
+    def atomic_save(state: object, path: Path) -> None:
         # torch writes the name of a path into the file, but not that of a stream
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             save(state, file)
 
-    torch.save = save_whole
+    torch.save = atomic_save  # type: ignore[assignment]  # ESPnet gives it nothing else
     try:
         yield
     finally:

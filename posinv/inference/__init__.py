@@ -1,4 +1,4 @@
-"""Trained models taken to other people's audio and tools."""
+"""Use of trained models: enhancement of audio files, export for other tools."""
 
 from posinv.inference.enhancer import Enhancer
 

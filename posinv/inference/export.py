@@ -1,7 +1,7 @@
-"""Take a trained model out of its training directory to where others use it.
+"""Export of trained models with a model card.
 
-An SSL model becomes a folder for ``transformers``, a DEMUCS a state dict for the ``denoiser``
-package; each with a model card.
+An SSL model is exported as a folder for ``transformers``, a DEMUCS as a state dict for the
+``denoiser`` package.
 """
 
 import inspect
@@ -19,17 +19,18 @@ from posinv.models.demucs import Demucs
 from posinv.models.masked_prediction import MaskedPredictionModel
 from posinv.models.ssft import SSFTModel
 from posinv.report.model_card import Kind, model_card
-from posinv.report.results import read_scores
+from posinv.report.results import ERROR_RATES, read_scores
 
-# What config.yaml has of a task, the last of it the keyword arguments of the class that is
-# exported. In this order: the enhancement task has "ssl", too.
+# For each task: options that only its config.yaml has, and the class that is exported. The last
+# option holds the class's keyword arguments. "enh" comes before "ssft" because the enhancement
+# task has "ssl" and "model_conf", too.
 KINDS: dict[Kind, tuple[tuple[str, ...], type[nn.Module]]] = {
     "pretrain": (("num_units", "ssl_conf", "model_conf"), MaskedPredictionModel),
     "enh": (("separator", "separator_conf"), Demucs),
     "ssft": (("ssl", "model_conf"), SSFTModel),
 }
-# Options of the separator that are none of the network's.
-NOT_THE_NETWORKS = ("num_spk", "checkpoint")
+# Options of the separator that are not options of its network.
+SEPARATOR_ONLY = ("num_spk", "checkpoint")
 
 
 def export(
@@ -44,24 +45,24 @@ def export(
     """Write a trained model and its model card into a folder, atomically.
 
     A pretrained or fine-tuned SSL model gives ``config.json``, ``model.safetensors`` and
-    ``preprocessor_config.json``; a DEMUCS gives ``model.th``, a state dict as the ``denoiser``
-    package has them, and ``model.yaml``, the arguments of its class there and of
-    :class:`~posinv.models.demucs.Demucs`. The card is ``README.md``.
+    ``preprocessor_config.json``. A DEMUCS gives ``model.th``, its state dict, and ``model.yaml``,
+    the keyword arguments of ``denoiser.demucs.Demucs`` and of
+    :class:`~posinv.models.demucs.Demucs`, which both load it. The card is ``README.md``.
 
     Args:
         exp: training directory of ``pretrain_train``, ``ssft_train`` or ``enh_train``.
-        out: the folder to write; it must be new, or empty.
-        command: what makes it, to be noted in the card.
+        out: the folder to write; it must be new or empty.
+        command: the command that exports the model, which the card quotes.
         checkpoint: file in ``exp``.
-        superb: evaluation to quote, with ``{pr,asr}/best/decode/scores.json``.
-        base_license: licence of the model that training started from; None: what that model's
-            own card says.
-        name: title of the card; None: that of ``out``.
+        superb: evaluation whose ``{pr,asr}/best/decode/scores.json`` the card quotes; None: none.
+        base_license: licence of the model that training started from; None: take it from that
+            model's own card.
+        name: title of the card; None: the name of ``out``.
 
     Raises:
         InputError: ``exp`` is no such directory, or its checkpoint doesn't fit; an enhancement
-            model that isn't a DEMUCS; ``out`` holds something; no such scores; ``base_license``
-            for a model that was trained from scratch.
+            model that isn't a DEMUCS; ``out`` isn't empty; no such scores; ``base_license`` for a
+            model that was trained from scratch.
     """
     config_file = exp / "config.yaml"
     config = read_yaml(config_file, "--exp")
@@ -79,7 +80,7 @@ def export(
             "outside ESPnet; enhance with posinv.bin.enhance"
         )
     (*_, key), exported = KINDS[kind]
-    # config.yaml may leave defaults out.
+    # config.yaml may lack options that were left at their defaults.
     config[key] = _defaults(exported) | config[key]
     card = model_card(
         name=name or out.resolve().name,
@@ -113,14 +114,12 @@ def _build_ssl(kind: Kind, config: Mapping) -> MaskedPredictionModel | SSFTModel
     conf = config["model_conf"]
     if kind == "pretrain":
         return MaskedPredictionModel(config["ssl_conf"], config["num_units"], **conf)
-    # Only training needs the views, and the noise recordings that they may name.
+    # Only training needs the views, whose noise recordings may not exist any more.
     return SSFTModel(config["ssl"], **conf | {"views": None})
 
 
 def _write_demucs(separator_conf: Mapping, checkpoint: Path, folder: Path) -> None:
-    options = {
-        name: value for name, value in separator_conf.items() if name not in NOT_THE_NETWORKS
-    }
+    options = {name: value for name, value in separator_conf.items() if name not in SEPARATOR_ONLY}
     separator = Demucs(**options)
     _load(separator, checkpoint, prefix="separator.")
     torch.save(separator.state_dict(), folder / "model.th")
@@ -128,17 +127,17 @@ def _write_demucs(separator_conf: Mapping, checkpoint: Path, folder: Path) -> No
 
 
 def _load(model: nn.Module, path: Path, prefix: str = "") -> None:
-    """Load what training kept, the model's keys behind ``prefix``."""
+    """Load a training's checkpoint, without ``prefix`` in front of its keys."""
     state = read_checkpoint(path)
     if isinstance(state, Mapping):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     load_weights(model, state, path, f"the model in {path.parent / 'config.yaml'}")
 
 
-def _read_superb(directory: Path) -> dict[str, dict[str, float]]:
-    """Error rates by task and set."""
+def _read_superb(directory: Path) -> dict[str, dict[str, float | None]]:
+    """Return the error rates of each task and test set."""
     rates = {}
-    for task in ("pr", "asr"):
+    for task in ERROR_RATES:
         scores = read_scores(directory / task / "best" / "decode" / "scores.json", None, ["rate"])
         rates[task] = {name: of_set["rate"] for name, of_set in scores.items()}
     return rates

@@ -1,4 +1,4 @@
-"""Losses on feature sequences, each tested on tensors alone: functions, and thin modules."""
+"""Losses on feature sequences: functions of features and lengths, and thin modules over them."""
 
 from posinv.losses.modules import SSLMSE, ContrastiveIDM, SSLMSEPad, SSLSoftDTW, SSLXCorr
 

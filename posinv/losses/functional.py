@@ -1,8 +1,8 @@
-"""Losses and measures on feature sequences: features and lengths in, one value an utterance out.
+"""Losses and measures on feature sequences: one value for each utterance.
 
 Features are (B, F, D), floating point of any width; half precision is computed in float32. Lengths
-are (B,) integers in 1..F (a tensor, an array or a list), None for all F. Frames beyond an
-utterance's length are never read: a batch gives what its utterances give one by one.
+are (B,) integers in 1..F (a tensor, an array or a list), or None for all F. Frames beyond an
+utterance's length are never read, so a batch gives the same values as its utterances one by one.
 """
 
 import math
@@ -41,8 +41,8 @@ def ssl_mse(x: Tensor, y: Tensor, lengths: Lengths | None = None) -> Tensor:
 def ssl_mse_pad(padded: Tensor, y: Tensor, hops: Lengths, lengths: Lengths | None = None) -> Tensor:
     """:func:`ssl_mse` with a reference that is zero-padded in front (arXiv 2601.21084).
 
-    Frame ``i + hops`` of the padded reference is compared with frame ``i`` of ``y``; frames over
-    padding don't count.
+    Frame ``i + hops`` of the padded reference is compared with frame ``i`` of ``y``. Frames of the
+    padding are not compared.
 
     Args:
         padded: (B, F', D) features of the padded reference, F' >= hops + lengths.
@@ -93,13 +93,12 @@ def ssl_softdtw(
         y: (B, M, D) features of the other, such as a reference at another speed.
         x_lengths: (B,) frames of ``x``.
         y_lengths: (B,) frames of ``y``.
-        gamma: smoothing, >= 0.
+        gamma: see :class:`~posinv.softdtw.SoftDTWLoss`, like the options below.
         divergence: subtract half the two self-alignments.
-        cost: see :class:`~posinv.softdtw.SoftDTWLoss`.
+        cost: cost of two frames.
         bandwidth: Sakoe-Chiba band in frames, or None.
         normalize_features: scale each frame to unit L2 norm first.
-        normalize_length: divide by the sum of the two frame counts, so that the loss is per frame.
-            LASER doesn't.
+        normalize_length: divide by the sum of the two frame counts. LASER doesn't.
 
     Returns:
         (B,).
@@ -107,15 +106,15 @@ def ssl_softdtw(
     Raises:
         InputError: an option out of range, or shapes or lengths that do not fit.
     """
-    loss = SoftDTWLoss(gamma, divergence, cost, bandwidth)
-    x, x_lengths = _features("ssl_softdtw", "x", x, "x_lengths", x_lengths)
-    y, y_lengths = _features("ssl_softdtw", "y", y, "y_lengths", y_lengths)
-    if normalize_features:
-        x, y = F.normalize(x, dim=2), F.normalize(y, dim=2)
-    value = loss(x, y, x_lengths, y_lengths)
-    if not normalize_length:
-        return value
-    return value / on_device(x_lengths + y_lengths, x.shape[1] + y.shape[1], value.device)
+    loss = SoftDTWLoss(
+        gamma,
+        divergence,
+        cost,
+        bandwidth,
+        normalize_features=normalize_features,
+        normalize_length=normalize_length,
+    )
+    return loss(x, y, x_lengths, y_lengths)
 
 
 def ssl_xcorr(
@@ -128,8 +127,8 @@ def ssl_xcorr(
     r"""Negated soft maximum, over lags, of the mean cosine similarity.
 
     :math:`-t \log(\frac1L \sum_l e^{s_l / t})`, with :math:`s_l` the mean over frames of
-    :math:`\cos(y_i, x_{i+l})`, over the lags :math:`|l|` <= ``max_lag`` at which the two overlap.
-    (Ours, after the summary of arXiv 2601.21084.)
+    :math:`\cos(y_i, x_{i+l})`, over the L lags :math:`|l|` <= ``max_lag`` at which the two
+    overlap. arXiv 2601.21084 only outlines this criterion; the formula is ours.
 
     Args:
         x: (B, F, D) features of one signal.
@@ -150,7 +149,7 @@ def ssl_xcorr(
     lengths = on_device(lengths, x.shape[1], x.device)
     similarities = []
     for lag in range(-max_lag, max_lag + 1):
-        # Frames past an utterance's end are zero, so they add nothing to the sum.
+        # Frames beyond the lengths are zero and add nothing to the sum.
         overlap = max(0, x.size(1) - abs(lag))
         first, second = (y, x) if lag >= 0 else (x, y)
         products = first[:, :overlap] * second[:, abs(lag) : abs(lag) + overlap]
@@ -173,7 +172,7 @@ def check_xcorr(name: str, max_lag: int, temperature: float) -> None:
 def contrastive_idm(
     x: Tensor, lengths: Lengths | None = None, margin: float = 1.1, window: int = 0
 ) -> Tensor:
-    r"""Contrastive inverse difference moment: keeps frames apart that are apart in time.
+    r"""Contrastive inverse difference moment: pushes apart frames that are far apart in time.
 
     .. math:: \frac1{n^2} \sum_{ij} [|i-j| > w]\, w_{ij} \max(0, \lambda - d_{ij})
         + [|i-j| \le w]\, d_{ij} / w_{ij}, \quad w_{ij} = (i-j)^2 + 1
@@ -224,10 +223,10 @@ def check_idm(name: str, margin: float, window: int) -> None:
 
 
 def frame_distance(x: Tensor, lengths: Lengths | None = None) -> Tensor:
-    """Mean Euclidean distance of an utterance's L2-normalised frames, pair by pair.
+    """Mean Euclidean distance over all pairs of an utterance's L2-normalised frames.
 
-    It is 0 for a collapsed representation: all frames the same vector, where soft-DTW alone is
-    lowest.
+    It is 0 for a collapsed representation, where all frames are one vector. Soft-DTW alone is
+    lowest there.
 
     Args:
         x: (B, F, D) features.
@@ -243,7 +242,7 @@ def frame_distance(x: Tensor, lengths: Lengths | None = None) -> Tensor:
     lengths = on_device(lengths, x.size(1), x.device)
     valid = valid_mask(lengths, x.size(1))
     x = F.normalize(x, dim=2)
-    # The exact distances: the expansion by products leaves 1e-4 between equal frames.
+    # Exact distances: the expansion by products gives 1e-4 between equal frames.
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     total = (distance * (valid[:, :, None] & valid[:, None, :])).sum(dim=(1, 2))
     return total / (lengths * (lengths - 1)).clamp(min=1)
@@ -277,7 +276,7 @@ def effective_rank(x: Tensor, lengths: Lengths | None = None) -> Tensor:
 def _pair(
     name: str, x: Tensor, y: Tensor, lengths: Lengths | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return two sequences of the same lengths, and these, as :func:`_features` does one."""
+    """Return two sequences of the same lengths as :func:`_features` returns one."""
     if x.shape != y.shape:
         raise InputError(
             f"{name}: x and y must both be (B, F, D), got shapes {tuple(x.shape)} and "

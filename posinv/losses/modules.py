@@ -1,4 +1,4 @@
-"""The losses of :mod:`posinv.losses.functional` as modules: options first, features later."""
+"""The losses of :mod:`posinv.losses.functional` as modules, which hold their options."""
 
 from torch import Tensor, nn
 
@@ -25,8 +25,8 @@ class SSLMSEPad(nn.Module):
         return functional.ssl_mse_pad(padded, y, hops, lengths)
 
 
-class SSLSoftDTW(nn.Module):
-    """:func:`~posinv.losses.functional.ssl_softdtw`, which tells what the options are.
+class SSLSoftDTW(SoftDTWLoss):
+    """:func:`~posinv.losses.functional.ssl_softdtw`, which describes the options.
 
     Raises:
         InputError: an option out of range.
@@ -41,30 +41,18 @@ class SSLSoftDTW(nn.Module):
         normalize_features: bool = True,
         normalize_length: bool = False,
     ) -> None:
-        super().__init__()
-        SoftDTWLoss(gamma, divergence, cost, bandwidth)  # checks
-        self.options = {
-            "gamma": gamma,
-            "divergence": divergence,
-            "cost": cost,
-            "bandwidth": bandwidth,
-            "normalize_features": normalize_features,
-            "normalize_length": normalize_length,
-        }
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        x_lengths: Lengths | None = None,
-        y_lengths: Lengths | None = None,
-    ) -> Tensor:
-        """Return the loss ``(B,)`` of ``x (B, N, D)`` and ``y (B, M, D)``."""
-        return functional.ssl_softdtw(x, y, x_lengths, y_lengths, **self.options)
+        super().__init__(
+            gamma,
+            divergence,
+            cost,
+            bandwidth,
+            normalize_features=normalize_features,
+            normalize_length=normalize_length,
+        )
 
 
 class SSLXCorr(nn.Module):
-    """:func:`~posinv.losses.functional.ssl_xcorr`, which tells what the options are.
+    """:func:`~posinv.losses.functional.ssl_xcorr`, which describes the options.
 
     Raises:
         InputError: an option out of range.
@@ -82,7 +70,7 @@ class SSLXCorr(nn.Module):
 
 
 class ContrastiveIDM(nn.Module):
-    """:func:`~posinv.losses.functional.contrastive_idm`, which tells what the options are.
+    """:func:`~posinv.losses.functional.contrastive_idm`, which describes the options.
 
     Raises:
         InputError: an option out of range.

@@ -1,7 +1,7 @@
-"""DEMUCS for speech: waveform to waveform, an exact batch.
+"""DEMUCS for speech enhancement: waveform to waveform; padding has no effect.
 
 A. Défossez, G. Synnaeve and Y. Adi, "Real Time Speech Enhancement in the Waveform Domain",
-Interspeech 2020, as its authors released it. The released models by their options here:
+Interspeech 2020, as its authors released it. The options of the released models:
 
 ==============  ======  ======  ======  ========
 release         hidden  causal  stride  resample
@@ -35,22 +35,24 @@ INIT_STD = 0.1
 class Demucs(nn.Module):
     """Causal or non-causal DEMUCS.
 
-    An utterance in a padded batch gives what it gives alone, and what the released model
-    gives for it alone.
+    The output for an utterance in a padded batch is the same as for the utterance alone, and as
+    that of the released model for the utterance alone.
 
     Args:
         hidden: Channels of the first encoder block; every further block doubles them.
         depth: Number of encoder blocks, and of decoder blocks.
         stride: Stride of every block, 1 to 8 samples.
-        resample: Sinc upsampling before the network, undone after it: 1, 2 or 4.
-        causal: LSTM in the middle; else a bidirectional LSTM with a linear layer.
-        checkpoint: File of a released model: its state dict, bare or as ``best.th`` wraps it.
-            The state dict holds neither ``stride`` nor ``resample``: give them as trained.
+        resample: Factor of the sinc upsampling before the network, undone after it: 1, 2 or 4.
+        causal: A unidirectional LSTM in the middle; else a bidirectional one and a linear layer.
+        checkpoint: File of a released model; see :func:`read_release`. Its state dict holds
+            neither ``stride`` nor ``resample``: give those that it was trained with.
 
     Raises:
-        InputError: An option out of range; a checkpoint that is missing, is none, or has
-            other shapes than the options ask for.
+        InputError: An option out of range; a file that is missing, is not a checkpoint, or has
+            other shapes than the options.
     """
+
+    half_sample_kernel: Tensor
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class Demucs(nn.Module):
             for outer, inner in pairwise(channels)
         )
         self.lstm = _Bottleneck(channels[-1], causal)
-        self.decoder = nn.ModuleList(
+        decoder = [
             nn.Sequential(
                 nn.Conv1d(inner, 2 * inner, 1),
                 nn.GLU(dim=1),
@@ -92,8 +94,9 @@ class Demucs(nn.Module):
                 nn.ReLU(),
             )
             for outer, inner in reversed(list(pairwise(channels)))
-        )
-        self.decoder[-1].pop(3)  # the output takes either sign
+        ]
+        decoder[-1].pop(3)  # the output can be negative
+        self.decoder = nn.ModuleList(decoder)
         self.register_buffer("half_sample_kernel", _half_sample_kernel(), persistent=False)
         self._rescale_convolutions()
         if checkpoint is not None:
@@ -103,7 +106,7 @@ class Demucs(nn.Module):
         """Enhance a padded batch.
 
         Args:
-            waves: (B, T); what lies beyond a length is not looked at.
+            waves: (B, T); samples beyond the lengths are not read.
             lengths: (B,) int, in samples, 1 to T.
 
         Returns:
@@ -122,8 +125,9 @@ class Demucs(nn.Module):
             extents = 2 * extents
             wave = zero_beyond(wave, extents)
 
-        # `extents` is what an utterance alone would have at each point. Beyond it there are
-        # sums of biases; they reach back into it in the decoder and the resampling only.
+        # extents are the lengths that utterances alone would have here. Values beyond them come
+        # from biases. They affect values within only in the decoder and the resampling, where they
+        # are set to zero.
         x = wave.unsqueeze(1)  # B, 1, T'
         skips = []
         for block in self.encoder:
@@ -132,6 +136,7 @@ class Demucs(nn.Module):
             skips.append(x)
         x = self.lstm(x, extents)
         for block in self.decoder:
+            assert isinstance(block, nn.Sequential)
             x = x + skips.pop()[..., : x.shape[-1]]
             x = zero_beyond(block[:2](x), extents)
             x = block[2:](x)
@@ -146,7 +151,7 @@ class Demucs(nn.Module):
         return zero_beyond(std * wave, lengths)
 
     def _padded_lengths(self, lengths: Tensor) -> Tensor:
-        """Shortest lengths, (B,), at which no convolution leaves samples over."""
+        """Least lengths >= ``lengths``, (B,), that every convolution uses to the last sample."""
         frames = lengths * self.resample
         for _ in self.encoder:
             frames = (_ceil_div(frames - KERNEL_SIZE, self.stride) + 1).clamp(min=1)
@@ -155,7 +160,7 @@ class Demucs(nn.Module):
         return _ceil_div(frames, self.resample)
 
     def _upsample(self, wave: Tensor) -> Tensor:
-        """(B, T) to (B, 2T): the samples, and between them what the sinc kernel gives."""
+        """(B, T) to (B, 2T): the samples, and between them sinc-interpolated ones."""
         between = self._interpolate(wave, ZERO_CROSSINGS - 1)
         return torch.stack([wave, between], dim=-1).flatten(1)
 
@@ -172,6 +177,7 @@ class Demucs(nn.Module):
     def _rescale_convolutions(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+                assert module.bias is not None
                 scale = (module.weight.std() / INIT_STD).sqrt()
                 module.weight /= scale
                 module.bias /= scale
@@ -180,7 +186,7 @@ class Demucs(nn.Module):
         """Load a released model's state dict; see :func:`read_release`.
 
         Raises:
-            InputError: It is no DEMUCS's, or one of other options than this one's.
+            InputError: It is not of a DEMUCS, or of one with other options.
         """
         if "encoder.0.0.weight" not in state:
             raise InputError(
@@ -245,18 +251,18 @@ def _ceil_div(a: Tensor, b: int) -> Tensor:
 
 
 def read_release(path: Path | str) -> dict[str, Tensor]:
-    """Return the state dict in a released file, bare or in the release's wrappings.
+    """Return the state dict in a released file.
 
     Args:
-        path: A model of the release, or the ``best.th`` that its training writes.
+        path: A model of the release, which is a state dict, or the ``best.th`` that its training
+            writes, which has the state dict as an entry.
 
     Raises:
         InputError: The file cannot be read, or holds something else.
     """
-    # The release's training writes the state dict beside the model's class, of which nothing
-    # but the name is in the file.
-    released_class = [(type("Demucs", (), {}), "denoiser.demucs.Demucs")]
-    with torch.serialization.safe_globals(released_class):
+    # best.th also has the model's class, by its name: an empty class takes its place.
+    stand_in = type("Demucs", (), {})
+    with torch.serialization.safe_globals([(stand_in, "denoiser.demucs.Demucs")]):
         content = read_checkpoint(path)
     for wrapping in ("best_state", "model", "state"):
         if isinstance(content, dict) and wrapping in content:

@@ -1,4 +1,4 @@
-"""Masked prediction of k-means units, as in HuBERT's first iteration, for a small SSL model.
+"""Masked prediction of k-means units: pretraining of a small SSL model as HuBERT's first iteration.
 
 Hsu et al., *HuBERT: Self-Supervised Speech Representation Learning by Masked Prediction of Hidden
 Units*, IEEE/ACM TASLP 2021, arXiv 2106.07447. Units are k-means clusters of MFCCs, one for each
@@ -8,6 +8,7 @@ frame of the SSL model.
 import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,18 +25,18 @@ from posinv.ssl.load import frame_lengths, save_pretrained
 def draw_time_mask(
     lengths: Tensor, keys: Sequence[str], mask_prob: float, mask_length: int
 ) -> Tensor:
-    """Draw the spans of frames to mask, each utterance by itself (``posinv.augment.views``).
+    """Draw the spans of frames to mask, for each utterance by itself (``posinv.augment.draws``).
 
     An utterance of ``n`` frames gets ``mask_prob * n / mask_length`` spans, rounded up or down at
-    random, at least one, whose starts are drawn without replacement; they may overlap, so
-    ``mask_prob`` 0.8 masks about half the frames (wav2vec 2.0 and HuBERT). Spans are at most half
-    the utterance long.
+    random, but at least one. Their starts are drawn without replacement. Spans may overlap, so a
+    ``mask_prob`` of 0.8 masks about half of the frames (wav2vec 2.0 and HuBERT). A span is at most
+    half of the utterance.
 
     Args:
         lengths: (B,) int, frames, at least 1.
-        keys: The utterances' names, which key the draws.
-        mask_prob: Spans times their length over the utterance's length.
-        mask_length: Frames of a span.
+        keys: The utterance ids.
+        mask_prob: Number of spans times their length, over the utterance's length.
+        mask_length: Length of a span, in frames.
 
     Returns:
         (B, F) bool on the device of ``lengths``, F the longest length.
@@ -52,20 +53,20 @@ def draw_time_mask(
 
 
 class MaskedPredictionModel(nn.Module):
-    """A HuBERT trained to tell the units of masked frames from the frames around them.
+    """A HuBERT trained to predict the units of masked frames from the frames around them.
 
-    Logits are the cosine similarities of the projected frame with each unit's embedding, over a
-    temperature; the loss is their cross-entropy (the paper's equations 1 to 3), summed over the
-    frames and divided by the number of masked ones. The feature
-    penalty and the layer drop of fairseq's HuBERT are left out.
+    Logits are the cosine similarities of the projected frame with each unit's embedding, divided by
+    a temperature. The loss is their cross-entropy (the paper's equations 1 to 3), summed over the
+    frames and divided by the number of masked ones. It has neither the feature penalty nor the
+    layer drop of fairseq's HuBERT.
 
     Args:
-        ssl_conf: What of ``transformers.HubertConfig`` differs from HuBERT-Base.
+        ssl_conf: Options of ``transformers.HubertConfig`` that differ from HuBERT-Base's.
         num_units: The number of units.
         normalize: Bring each utterance to zero mean and unit variance.
         mask_prob: See :func:`draw_time_mask`.
-        mask_length: Frames of a masked span.
-        unmasked_weight: Weight of an unmasked frame's cross-entropy beside a masked one's 1.
+        mask_length: Length of a span, in frames.
+        unmasked_weight: Weight of an unmasked frame's cross-entropy; a masked frame's is 1.
         temperature: Divides the cosine similarities.
 
     Raises:
@@ -74,7 +75,7 @@ class MaskedPredictionModel(nn.Module):
 
     def __init__(
         self,
-        ssl_conf: Mapping[str, object],
+        ssl_conf: Mapping[str, Any],
         num_units: int,
         normalize: bool = True,
         mask_prob: float = 0.8,
@@ -107,10 +108,10 @@ class MaskedPredictionModel(nn.Module):
             speech_lengths: (B,) int, in samples.
             units: (B, F) int, in [0, num_units) within the lengths.
             units_lengths: (B,) int, in frames.
-            utt_id: The utterances' names.
+            utt_id: The utterance ids.
 
         Raises:
-            InputError: An utterance's units are not as many as its frames or out of range.
+            InputError: An utterance's units are out of range, or not as many as its frames.
         """
         speech_lengths = torch.as_tensor(speech_lengths)
         frames = frame_lengths(self.ssl.config, speech_lengths)
@@ -125,8 +126,8 @@ class MaskedPredictionModel(nn.Module):
         if self.unmasked_weight:
             seen = ~mask & valid_mask(frames, mask.size(1), mask.device)
             seen_logits = self._logits(output[seen])
-            # Over as many frames as the masked ones' mean: the batch's weight, so that parts of a
-            # batch average to it.
+            # Divided by the number of masked frames, as the masked frames' loss is: that number is
+            # the batch's weight, by which ESPnet averages the parts of a batch.
             unmasked = F.cross_entropy(seen_logits, units[seen], reduction="sum")
             loss = loss + self.unmasked_weight * unmasked / mask.sum()
         stats["loss"] = loss.detach()
@@ -160,7 +161,7 @@ class MaskedPredictionModel(nn.Module):
                 )
 
 
-def _hubert_config(ssl_conf: Mapping[str, object]) -> HubertConfig:
+def _hubert_config(ssl_conf: Mapping[str, Any]) -> HubertConfig:
     known = HubertConfig().to_dict()
     for name in ssl_conf:
         if name not in known:

@@ -1,12 +1,13 @@
-r"""Self-supervised fine-tuning of an SSL model by aligning an utterance with its perturbed copy.
+r"""Self-supervised fine-tuning of an SSL model: an utterance is aligned with its perturbed copy.
 
 LASER (Meghanani & Hain, *LASER: Learning by Aligning Self-supervised Representations of Speech
-for Improving Content-related Tasks*, Interspeech 2024, arXiv 2406.09153), with soft-DTW alone,
-frame-by-frame MSE and the noise-robust variant (NR-SSFT) as its configurations.
+for Improving Content-related Tasks*, Interspeech 2024, arXiv 2406.09153). Soft-DTW alone,
+frame-by-frame MSE and the noise-robust variant (NR-SSFT) are configurations of the same model.
 """
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,26 +34,25 @@ class SSFTModel(nn.Module):
 
     where :math:`D_\gamma` is the soft-DTW divergence or, for views of equal length, the mean over
     frames of :math:`\|x_i - y_i\|^2`; see :class:`~posinv.softdtw.SoftDTWLoss` and
-    :class:`~posinv.softdtw.ContrastiveIDM`. A batch's loss is the mean of its pairs' losses, each
-    over true lengths. The first view is the utterance itself, the second its perturbed copy
-    (the authors swap them with probability one half, which changes nothing: the loss is
-    symmetric).
+    :class:`~posinv.losses.ContrastiveIDM`. A batch's loss is the mean of its pairs' losses, each
+    over true lengths. The first view is the utterance itself, the second its perturbed copy. (The
+    authors swap them with probability one half, which has no effect, as the loss is symmetric.)
 
-    Dropout acts in the trained layers alone; what comes before them is computed as in inference,
-    and no graph is built for it.
+    Only the trained layers have dropout. The modules before them are in eval mode, and autograd
+    records nothing of them.
 
     Args:
         ssl: the SSL model, a hub name or a folder (see :class:`~posinv.ssl.upstream.SSLUpstream`).
         layer: hidden state that is aligned, 1 to the last, or -1 for the last.
-        trainable_layers: how many transformer layers are trained, the last of them the one that
-            gives ``layer``; all else of the SSL model is frozen.
+        trainable_layers: number of transformer layers that are trained: the layer that gives
+            hidden state ``layer``, and those before it. The rest of the SSL model is frozen.
         projection_size: width of z.
         loss: ``soft_dtw`` or ``mse``.
         gamma: smoothing of soft-DTW.
         alpha: weight of the regulariser; 0 leaves it out.
-        margin: of the regulariser, on the Euclidean distance of unit vectors, 0 to 2.
-        window: of the regulariser, in frames.
-        views: what :class:`~posinv.augment.views.Perturbation` takes: how the second view is made.
+        margin: margin of the regulariser, a Euclidean distance of unit vectors, 0 to 2.
+        window: window of the regulariser, in frames.
+        views: options of :class:`~posinv.augment.views.Perturbation`, which makes the second view.
 
     Raises:
         InputError: no such model or layer, or an argument out of range.
@@ -69,7 +69,7 @@ class SSFTModel(nn.Module):
         alpha: float = 0.0,
         margin: float = 1.1,
         window: int = 0,
-        views: Mapping[str, object] | None = None,
+        views: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         config = load_config(ssl)
@@ -104,15 +104,15 @@ class SSFTModel(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the loss, statistics, and the number of pairs.
 
-        In validation the statistics hold the mean
+        In validation the statistics have the mean
         :func:`~posinv.losses.functional.frame_distance` and
-        :func:`~posinv.losses.functional.effective_rank` of z, and of the SSL features
-        (``ssl_...``), of the utterances as they are.
+        :func:`~posinv.losses.functional.effective_rank` of the unperturbed utterances: of z, and of
+        the SSL features (``ssl_...``).
 
         Args:
             speech: (B, T) float at 16 kHz.
-            speech_lengths: (B,) int, in samples; on the CPU, a GPU is not waited for.
-            utt_id: the utterances' names, which key the views' random draws.
+            speech_lengths: (B,) int, in samples. If they are on the CPU, nothing waits for a GPU.
+            utt_id: the utterance ids, on which the views' random draws depend.
 
         Raises:
             InputError: a view is shorter than one frame.

@@ -1,1 +1,1 @@
-"""Results tables, plots and the HTML report."""
+"""Results tables, training curves and model cards."""

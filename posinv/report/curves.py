@@ -1,7 +1,8 @@
-"""What ESPnet recorded of a training, epoch by epoch, and its curves."""
+"""The statistics that ESPnet records in each epoch of a training, and plots of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -12,28 +13,28 @@ from posinv.data.files import atomic_file
 
 
 def read_epochs(training: Path | str) -> list[dict[str, dict[str, float]]]:
-    """Read what an ESPnet training recorded.
+    """Read the statistics of an ESPnet training.
 
     Args:
-        training: its output directory, with ``checkpoint.pth``.
+        training: the training's output directory, with ``checkpoint.pth``.
 
     Returns:
-        For each epoch from the first, the statistics of ``train`` and ``valid``: those of the
+        For each epoch, from the first on, the statistics in ``train`` and ``valid``: those of the
         model, and ``time`` in seconds.
 
     Raises:
         InputError: there is no such checkpoint.
     """
     path = Path(training) / "checkpoint.pth"
-    # Mapped, since the weights beside the records are not wanted.
-    state = read_checkpoint(path, mmap=True)
+    # Memory-mapped, so that the weights in the same file are not read.
+    state = cast(dict[str, Any], read_checkpoint(path, mmap=True))
     return [
         {phase: _numbers(epoch[phase]) for phase in ("train", "valid")}
         for _, epoch in sorted(state["reporter"]["stats"].items())
     ]
 
 
-def _numbers(stats: Mapping[str, object]) -> dict[str, float]:
+def _numbers(stats: Mapping[str, Any]) -> dict[str, float]:
     # ESPnet saves a time as {"__timedelta_seconds__": 1.5}.
     return {
         name: float(value["__timedelta_seconds__"] if isinstance(value, dict) else value)
@@ -47,21 +48,22 @@ def plot_curves(
     out: Path | str,
     levels: Mapping[str, float] | None = None,
 ) -> None:
-    """Plot quantities of the validation set against the epoch, one panel each.
+    """Plot statistics of the validation set over the epochs, each in a panel of its own.
 
     Args:
-        trainings: the output directories, one for each seed, by system.
-        quantities: titles of the panels, by statistic; a training without it has no line.
+        trainings: the output directories of each system's trainings, one for each random seed.
+        quantities: the panel's title for each statistic; trainings without it have no line.
         out: image file, written atomically.
-        levels: a statistic's value before training, a dashed line.
+        levels: statistics before training; each is drawn as a dashed line.
 
     Raises:
         InputError: a training without checkpoint.
     """
     out = Path(out)
+    levels = levels or {}
     figure = Figure(figsize=(4 * len(quantities), 3.4), layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
-    colours = matplotlib.colormaps["tab10"].colors
+    colours = matplotlib.color_sequences["tab10"]
     for colour, (system, directories) in zip(colours, trainings.items(), strict=False):
         for number, directory in enumerate(directories):
             epochs = read_epochs(directory)
@@ -74,7 +76,7 @@ def plot_curves(
                     label=None if number else system,
                 )
     for panel, (name, title) in zip(panels, quantities.items(), strict=True):
-        if name in (levels or {}):
+        if name in levels:
             panel.axhline(levels[name], color="black", linestyle="--", label="before")
         low, high = panel.dataLim.intervaly
         if low > 0 and high > 100 * low:

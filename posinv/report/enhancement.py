@@ -27,22 +27,22 @@ def enhancement_report(
     seeds: Sequence[str],
     published: Published = NONE_PUBLISHED,
 ) -> str:
-    """Tables of a speech enhancement recipe: PER and WER of each set, then signal measures.
+    """Return the tables of a speech enhancement recipe: PER, WER, and SI-SDR, STOI and PESQ.
 
     Args:
-        expdir: with ``seed<seed>/<system>/superb/{pr,asr}/best/decode/scores.json`` and
+        expdir: folder with ``seed<seed>/<system>/superb/{pr,asr}/best/decode/scores.json`` and
             ``seed<seed>/<system>/enhanced/scores.json``.
-        systems: labels of the rows, by system.
-        sets: test sets of the error rates.
+        systems: the row's label for each system.
+        sets: test sets of PER and WER.
         enh_sets: test sets over which SI-SDR, STOI and PESQ are averaged.
         seeds: random seeds.
-        published: error rates of others, to stand beside.
+        published: published error rates, for columns beside ours.
 
     Returns:
         Markdown.
 
     Raises:
-        InputError: a score is missing. PESQ may be null.
+        InputError: a score is missing. PESQ may be null: it wasn't computed then.
     """
     over = seeds_caption(seeds)
     parts = []
@@ -74,7 +74,7 @@ def enhancement_report(
             row.append(aggregate(means, decimals))
             every = [scores for of_sets in of_seeds for scores in of_sets]
             if failed := sum(scores[_failed(metric)] or 0 for scores in every):
-                total = sum(scores["utterances"] for scores in every)
+                total = sum(scores["utterances"] or 0 for scores in every)
                 notes.append(f"{name} of {label}: {failed} of {total}")
         rows.append(row)
     header = ["system", *(name for name, _ in METRICS.values())]
@@ -90,4 +90,5 @@ def _failed(metric: str) -> str:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else statistics.fmean(values)
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None

@@ -1,15 +1,15 @@
-"""Model cards: what a model is, where it comes from and how to load it, for its README.md."""
+"""Model cards, README.md: what a model is, how it was trained and how to load it."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from posinv.errors import InputError
-from posinv.report.results import ABSENT, ERROR_RATES, aggregate, markdown_table, provenance
+from posinv.report.results import ERROR_RATES, aggregate, markdown_table, provenance
 
 Kind = Literal["pretrain", "ssft", "enh"]
 
@@ -19,7 +19,7 @@ TAGS = {
     "ssft": ["self-supervised", "self-supervised-fine-tuning"],
     "enh": ["speech-enhancement", "demucs"],
 }
-# What of a config.yaml says how the model was made.
+# The options of a config.yaml that the card quotes.
 SETTINGS = (
     "ssl", "ssl_conf", "num_units", "separator", "separator_conf", "criterions", "model_conf",
     "init_param", "freeze_param", "optim", "optim_conf", "scheduler", "scheduler_conf",
@@ -27,7 +27,7 @@ SETTINGS = (
     "batch_type", "batch_size", "batch_bins", "train_dtype", "use_amp", "ngpu", "seed",
 )  # fmt: skip
 VIEWS = {"speed": "speed", "semitones": "pitch", "pad": "zero-padding", "noise_scp": "noise"}
-UNKNOWN = "unknown"  # the hub's name for a licence that isn't stated
+UNKNOWN = "unknown"  # what the Hugging Face hub calls a licence that isn't stated
 
 
 def model_card(
@@ -35,24 +35,24 @@ def model_card(
     kind: Kind,
     config: Mapping,
     checkpoint: str,
-    scores: Mapping[str, Mapping[str, float]] | None,
+    scores: Mapping[str, Mapping[str, float | None]] | None,
     base_license: str | None,
     command: str,
 ) -> str:
-    """Write the card of an exported model.
+    """Return the card of an exported model.
 
     Args:
-        name: its title.
-        kind: the task that trained it.
-        config: the training's ``config.yaml``; data lists that it names may be gone.
-        checkpoint: which of the training's models this is.
-        scores: error rates in percent by task (``pr``, ``asr``) and test set; None: none.
-        base_license: licence of the model that training started from; None: what that model's
-            own card says.
-        command: what exported it.
+        name: title of the card.
+        kind: the task that trained the model.
+        config: the training's ``config.yaml``; the data lists in it needn't exist any more.
+        checkpoint: file name of the exported checkpoint.
+        scores: error rates in percent by task (``pr``, ``asr``) and test set; None: no results.
+        base_license: licence of the model that training started from; None: take it from that
+            model's own card.
+        command: the command that exported the model.
 
     Returns:
-        Markdown with a YAML block at its top, as the Hugging Face hub wants it.
+        Markdown with a YAML block at the top, as the Hugging Face hub reads it.
 
     Raises:
         InputError: ``base_license`` for a model that was trained from scratch.
@@ -69,8 +69,9 @@ def model_card(
     stated = [licence for licence in licences.values() if licence]
     all_agree = bool(stated) and all(licence == stated[0] for licence in licences.values())
     on_hub = kind == "ssft" and not Path(config["ssl"]).is_dir()
+    licence: dict[str, Any] = stated[0] if all_agree else {"license": UNKNOWN}
     data = ModelCardData(
-        **(stated[0] if all_agree else {"license": UNKNOWN}),
+        **licence,
         base_model=config["ssl"] if on_hub else None,
         library_name="posinv" if kind == "enh" else "transformers",
         pipeline_tag="audio-to-audio" if kind == "enh" else "feature-extraction",
@@ -95,9 +96,9 @@ def model_card(
 
 
 def _bases(kind: Kind, config: Mapping) -> list[str]:
-    """The models that training started from: a hub name, folders or files."""
+    """Return the models that training started from: a hub name, folders or files."""
     bases = [config["ssl"]] if kind == "ssft" else []
-    # ESPnet's <file>:<source key>:<destination key>:<excluded keys>
+    # An entry of ESPnet's --init_param: <file>:<source key>:<destination key>:<excluded keys>
     bases += [entry.split(":")[0] for entry in config.get("init_param") or []]
     if kind == "enh" and (checkpoint := config["separator_conf"].get("checkpoint")):
         bases.append(checkpoint)
@@ -105,7 +106,7 @@ def _bases(kind: Kind, config: Mapping) -> list[str]:
 
 
 def _stated_licence(base: str) -> dict[str, str]:
-    """The licence in the metadata of a model's card; nothing where there is none to be had."""
+    """Return the licence in the metadata of a model's card; empty if there is none."""
     path = Path(base)
     folder = path if path.is_dir() else path.parent
     try:
@@ -146,13 +147,9 @@ def _data_lists(config: Mapping) -> str:
     return markdown_table(["for", "list", "read as", "utterances"], rows).rstrip()
 
 
-def _results(scores: Mapping[str, Mapping[str, float]]) -> str:
+def _results(scores: Mapping[str, Mapping[str, float | None]]) -> str:
     sets = dict.fromkeys(name for rates in scores.values() for name in rates)
-    rows = [
-        [name]
-        + [aggregate([scores[t][name]]) if name in scores[t] else ABSENT for t in ERROR_RATES]
-        for name in sets
-    ]
+    rows = [[name, *(aggregate([scores[t].get(name)]) for t in ERROR_RATES)] for name in sets]
     return markdown_table(["test set", *ERROR_RATES.values()], rows).rstrip()
 
 

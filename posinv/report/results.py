@@ -1,4 +1,4 @@
-"""Results as Markdown: tables, scores over seeds, and where they come from."""
+"""Results as Markdown: tables, scores over random seeds, and how they were made."""
 
 import json
 import os
@@ -26,14 +26,14 @@ PACKAGES = ("torch", "espnet", "transformers", "numpy")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table that reads well as plain text, too.
+    """Return a Markdown table that is also readable as plain text.
 
     Args:
         header: names of the columns; the first column is aligned left, the others right.
-        rows: cells, as many in each row as in the header.
+        rows: the cells of each row, as many as there are columns.
 
     Returns:
-        The lines of the table, each ended by a newline.
+        The lines of the table, with a newline after each.
     """
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
@@ -48,25 +48,26 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def aggregate(values: Sequence[float | None], decimals: int = 1) -> str:
-    """One figure, or ``mean ± sample standard deviation`` of several, as a table's cell.
+    """Return a table's cell: one figure, or several as ``mean ± sample standard deviation``.
 
     Args:
-        values: a figure for each seed, at least one; None where it could not be had.
+        values: a figure for each random seed, at least one; None where there is no figure.
         decimals: digits after the point.
 
     Returns:
         The cell; ``–`` if any value is None.
     """
-    if None in values:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return ABSENT
-    mean = f"{statistics.fmean(values):.{decimals}f}"
-    if len(values) == 1:
+    mean = f"{statistics.fmean(known):.{decimals}f}"
+    if len(known) == 1:
         return mean
-    return f"{mean} ± {statistics.stdev(values):.{decimals}f}"
+    return f"{mean} ± {statistics.stdev(known):.{decimals}f}"
 
 
 def seeds_caption(seeds: Sequence[str]) -> str:
-    """What the figures of a table are over: ``seed 1``, or several seeds' mean and deviation."""
+    """Return the part of a table's caption that says which random seeds its figures are from."""
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     return f"mean ± sample standard deviation over seeds {', '.join(seeds)}"
@@ -78,15 +79,15 @@ def read_scores(
     """Read the scores of test sets from a ``scores.json``.
 
     Args:
-        path: the file: ``{set: {key: figure or null}}``.
-        sets: the sets wanted; None: all there are.
-        keys: what each must have.
+        path: the file, ``{set: {key: figure or null}}``.
+        sets: the sets to return; None: all that the file has.
+        keys: keys that each of these sets must have.
 
     Returns:
-        The scores by set, in order.
+        The scores of each set, in the order of ``sets``.
 
     Raises:
-        InputError: no such file, not such JSON, or a set or key that it lacks.
+        InputError: no such file, not such JSON, or a set or key is missing.
     """
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))
@@ -109,19 +110,19 @@ def read_scores(
 def scores_of_seeds(
     expdir: Path | str, seeds: Sequence[str], system: str, scored: str
 ) -> list[Path]:
-    """Return each seed's ``scores.json`` of a system, in its directory ``scored``."""
+    """Return the path of a system's ``<scored>/scores.json`` for each random seed."""
     return [Path(expdir) / f"seed{seed}" / system / scored / "scores.json" for seed in seeds]
 
 
 def error_rate_cells(
     expdir: Path | str, seeds: Sequence[str], system: str, task: str, sets: Sequence[str]
 ) -> list[str]:
-    """Return a table's cells of a system's error rates in each set, over seeds.
+    """Return the cells of a table's row: a system's error rate in each test set.
 
     Args:
-        expdir: with ``seed<seed>/<system>/superb/<task>/best/decode/scores.json``.
-        seeds: random seeds.
-        system: the system.
+        expdir: folder with ``seed<seed>/<system>/superb/<task>/best/decode/scores.json``.
+        seeds: random seeds; see :func:`aggregate` for several.
+        system: name of the system.
         task: ``pr`` or ``asr``.
         sets: test sets.
 
@@ -137,10 +138,10 @@ def error_rate_cells(
 
 @dataclass(frozen=True)
 class Published:
-    """Error rates that others have published, for columns of their own beside ours.
+    """Error rates that others have published, for tables that compare them with ours.
 
     Attributes:
-        figures: figure and source by system, task (``pr`` or ``asr``) and test set.
+        figures: (figure, source) for each (system, task, test set); a task is ``pr`` or ``asr``.
     """
 
     figures: Mapping[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
@@ -168,24 +169,33 @@ class Published:
     def beside(
         self, cells: Sequence[str], task: str, sets: Sequence[str], system: str | None = None
     ) -> list[str]:
-        """Put what is published after our cell of each set of which something is.
+        """Insert the cells of the published figures into a row of a table.
+
+        A test set for which any system has a published figure gets a column for such figures,
+        after the column of our own.
 
         Args:
-            cells: ours, one a set.
+            cells: our cells, one for each test set.
             task: ``pr`` or ``asr``.
             sets: test sets.
-            system: the row's; None: the header.
+            system: the system of the row; None: the row is the table's header.
+
+        Returns:
+            The row with the new cells, which are empty where this system has no published figure.
         """
         row = []
         for cell, name in zip(cells, sets, strict=True):
             row.append(cell)
             if any(key[1:] == (task, name) for key in self.figures):
-                figure, _ = self.figures.get((system, task, name), ("", ""))
-                row.append("published" if system is None else figure)
+                if system is None:
+                    row.append("published")
+                else:
+                    figure, _ = self.figures.get((system, task, name), ("", ""))
+                    row.append(figure)
         return row
 
     def sources(self) -> str:
-        """Name each figure's source, as Markdown: a paragraph, or nothing."""
+        """Return a paragraph with each figure and its source; empty if there are none."""
         named = [
             f"{system}, {SHORT[task]} {name}: {figure} ({source})"
             for (system, task, name), (figure, source) in self.figures.items()
@@ -197,7 +207,7 @@ NONE_PUBLISHED = Published()
 
 
 def provenance(command: str) -> str:
-    """Where results come from: command, date, git state, machine and software, as Markdown."""
+    """Return how results were made: command, date, git commit, machine, versions, as Markdown."""
     versions = [f"Python {platform.python_version()}", f"posinv {posinv.__version__}"]
     for package in PACKAGES:
         try:
@@ -217,7 +227,7 @@ def _git_state(directory: Path) -> str:
     commit = _output("git", "-C", str(directory), "rev-parse", "--verify", "HEAD")
     if commit is None:
         return "unknown (not a git checkout with a commit)"
-    # A RESULTS.md is what is being written.
+    # Recipes write their results into RESULTS.md, so a change there doesn't count.
     others = (":/", ":(exclude,top,glob)**/RESULTS.md")
     changes = _output("git", "-C", str(directory), "status", "--porcelain", "--", *others)
     return f"{commit} with uncommitted changes" if changes else commit
@@ -235,7 +245,7 @@ def _machine() -> str:
 
 
 def _output(*command: str) -> str | None:
-    """Return what a command prints; None if there is no such command or it fails."""
+    """Return a command's output; None if there is no such command or it fails."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True)
@@ -243,16 +253,16 @@ def _output(*command: str) -> str | None:
 
 
 def write_results(path: Path | str, title: str, body: str) -> None:
-    """Write results into a Markdown file, and keep what people wrote around them.
+    """Write results into a Markdown file, and keep the text around them.
 
     Args:
-        path: the file. If it exists, what lies between its two markers,
-            ``<!-- posinv:results:begin -->`` and ``<!-- posinv:results:end -->``, is replaced.
+        path: the file. If it exists, the text between its markers
+            ``<!-- posinv:results:begin -->`` and ``<!-- posinv:results:end -->`` is replaced.
         title: heading of a new file.
-        body: Markdown.
+        body: the results, as Markdown.
 
     Raises:
-        InputError: the file exists without that pair of markers.
+        InputError: the file exists and doesn't have these two markers, once each.
     """
     path = Path(path)
     block = f"{BEGIN}\n\n{body.strip()}\n\n{END}"

@@ -29,23 +29,23 @@ def ssft_report(
     seeds: Sequence[str],
     published: Published = NONE_PUBLISHED,
 ) -> str:
-    """Tables of SSL models before and after fine-tuning: PER, WER, and how far they collapsed.
+    """Return the tables of SSL models before and after fine-tuning: PER, WER and collapse.
 
     Args:
-        expdir: with ``seed<seed>/<system>/superb/{pr,asr}/best``, the best head of a
-            learning-rate sweep, and ``seed<seed>/<system>/collapse.json``; for a tuned system,
-            ``seed<seed>/<system>`` is the training directory.
-        systems: the rows; ``base`` is the model before.
+        expdir: folder with ``seed<seed>/<system>/superb/{pr,asr}/best``, the best head of a
+            learning-rate sweep, and ``seed<seed>/<system>/collapse.json``. If the system was
+            fine-tuned, ``seed<seed>/<system>`` is its training directory.
+        systems: the rows; ``base`` is the model before fine-tuning.
         sets: test sets.
         seeds: random seeds.
-        published: error rates of others, to stand beside.
+        published: published error rates, for columns beside ours.
 
     Returns:
-        Markdown. Minutes are those of fine-tuning, validation included; the learning rates are
-        the heads', chosen on the validation set.
+        Markdown. The minutes are those of fine-tuning with its validation. The learning rates are
+        those of the best heads.
 
     Raises:
-        InputError: something is missing.
+        InputError: a file in ``expdir`` is missing.
     """
     rows, collapse_rows = [], []
     for system in systems:
@@ -84,7 +84,7 @@ def ssft_report(
 
 
 def read_collapse(path: Path) -> Mapping[str, float]:
-    """Read what ``measure_collapse`` wrote.
+    """Read the measures that ``measure_collapse`` wrote.
 
     Raises:
         InputError: no such file.
@@ -96,13 +96,13 @@ def read_collapse(path: Path) -> Mapping[str, float]:
 
 
 def _minutes(training: Path) -> float:
-    """Minutes of a training's epochs."""
+    """Return the minutes that a training's epochs took."""
     epochs = read_epochs(training)
     return sum(epoch[phase]["time"] for epoch in epochs for phase in epoch) / 60
 
 
 def _learning_rates(heads: Sequence[Path]) -> str:
-    """The learning rates of heads, each once, ascending."""
+    """Return the learning rates of heads, each once, in ascending order."""
     rates = set()
     for head in heads:
         path = head / "config.yaml"

@@ -3,6 +3,7 @@
 import logging
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,19 @@ from posinv.data.audio import read_audio
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import read_table
 from posinv.errors import InputError
-from posinv.scoring.text import _by_set, _require_same_ids
+from posinv.scoring.text import by_set, require_same_ids
 
 try:
     import pesq
 except ImportError:
     pesq = None
 
-
 ENHANCEMENT_METRICS = ("si_sdr", "stoi", "pesq")
-
-
 PESQ_MODES = {8000: "nb", 16000: "wb"}
 
 
 def si_sdr(est: np.ndarray, ref: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB, of zero-mean signals.
+    """Scale-invariant signal-to-distortion ratio in dB, without the signals' means.
 
     J. Le Roux et al., "SDR – half-baked or well done?", ICASSP 2019.
 
@@ -49,7 +47,7 @@ def si_sdr(est: np.ndarray, ref: np.ndarray) -> float:
 
 
 def has_pesq(fs: int) -> bool:
-    """Whether PESQ can be had: the package ``pesq``, and a rate of 8 or 16 kHz."""
+    """Whether PESQ can be computed: ``pesq`` is installed, and the rate is 8 or 16 kHz."""
     return pesq is not None and fs in PESQ_MODES
 
 
@@ -62,10 +60,10 @@ def enhancement_scores(ref: np.ndarray, est: np.ndarray, fs: int) -> dict[str, f
         fs: sampling rate in Hz.
 
     Returns:
-        ``si_sdr`` in dB; ``stoi`` (C. Taal et al., 2011), at most 1; ``pesq``, the MOS-LQO of
-        ITU-T P.862.2 (wideband) at 16 kHz, of P.862.1 (narrowband) at 8 kHz, if
-        :func:`has_pesq`. NaN where a score is undefined: silence, or speech too short or too
-        quiet for it (STOI takes 30 frames, about 0.4 s; PESQ 0.25 s).
+        ``si_sdr`` in dB; ``stoi`` (C. Taal et al., 2011), at most 1; and, if :func:`has_pesq`,
+        ``pesq``, the MOS-LQO of ITU-T P.862.2 (wideband) at 16 kHz or of P.862.1 (narrowband) at
+        8 kHz. NaN where a score is undefined: for silence, and for speech that is too quiet or too
+        short (STOI needs 30 frames, about 0.4 s; PESQ needs 0.25 s).
 
     Raises:
         InputError: different lengths.
@@ -85,7 +83,7 @@ def _stoi(ref: np.ndarray, est: np.ndarray, fs: int) -> float:
         warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)
         try:
             return float(pystoi.stoi(ref, est, fs))
-        except (RuntimeWarning, np.exceptions.AxisError):  # fewer than 30 frames; less than one
+        except (RuntimeWarning, np.exceptions.AxisError):  # AxisError: shorter than one frame
             return math.nan
 
 
@@ -105,63 +103,64 @@ def score_enhancement(
     sampling_rate: int = 16000,
     nj: int = 2,
 ) -> tuple[dict[str, dict[str, float | int | None]], list[dict[str, str | float]]]:
-    """Score enhanced speech, utterance by utterance and in the mean over each set.
+    """Score each enhanced utterance, and compute the mean scores of each test set.
 
     Args:
-        ref_scp: clean references, ``<id> <audio>``.
-        inf_scp: enhanced speech, the same ids.
-        utt2set: ``<id> <set>``, the same ids.
-        sampling_rate: of all audio, in Hz.
+        ref_scp: clean references, ``<utterance id> <audio>`` lines.
+        inf_scp: enhanced speech of the same utterances.
+        utt2set: test sets of the same utterances, ``<utterance id> <set>`` lines.
+        sampling_rate: sampling rate of all audio, in Hz.
         nj: number of processes.
 
     Returns:
-        For each set, the means ``si_sdr``, ``stoi`` and ``pesq`` over the utterances that have
-        a finite score (None if there are none), the number of ``utterances``, and how many
-        have none: ``si_sdr_failed`` and so on (``pesq_failed`` is None without PESQ). Then
-        the scores of each utterance: ``utterance``, ``set`` and those of
-        :func:`enhancement_scores`.
+        The scores of each set, and a list with the scores of each utterance.
+
+        A set has the means ``si_sdr``, ``stoi`` and ``pesq`` over the utterances whose score is
+        finite (None if there are none); the number of ``utterances``; and ``si_sdr_failed``,
+        ``stoi_failed`` and ``pesq_failed``, the numbers of utterances whose score isn't finite
+        (None if PESQ wasn't computed). An utterance has its id, ``utterance``, its ``set``, and the
+        scores of :func:`enhancement_scores`.
 
     Raises:
-        InputError: ids that don't match; audio that cannot be read or has another rate; lengths
-            that don't match.
+        InputError: utterance ids that don't match; audio that cannot be read or has another
+            sampling rate; a reference and enhanced speech of different lengths.
     """
     ref, inf, sets = read_table(ref_scp), read_table(inf_scp), read_table(utt2set)
-    _require_same_ids(ref, inf, ref_scp, inf_scp)
-    _require_same_ids(ref, sets, ref_scp, utt2set)
+    require_same_ids(ref, inf, ref_scp, inf_scp)
+    require_same_ids(ref, sets, ref_scp, utt2set)
     if not has_pesq(sampling_rate):
-        why = "it takes 8 or 16 kHz" if pesq else "the package pesq is not installed"
+        why = "it needs 8 or 16 kHz" if pesq else "the package pesq is not installed"
         logging.warning("PESQ is left out: %s", why)
 
     def score(utterance: str) -> dict[str, float]:
         try:
-            audio = [read_audio(scp[utterance], sampling_rate) for scp in (ref, inf)]
-            return enhancement_scores(*audio, sampling_rate)
+            clean, enhanced = (read_audio(scp[utterance], sampling_rate) for scp in (ref, inf))
+            return enhancement_scores(clean, enhanced, sampling_rate)
         except InputError as error:
             raise InputError(f"{inf_scp}: utterance {utterance}: {error}") from error
 
-    scores = map_parallel(score, ref, nj)
-    rows = [
-        {"utterance": utterance, "set": sets[utterance], **row}
-        for utterance, row in zip(ref, scores, strict=True)
-    ]
+    scores = dict(zip(ref, map_parallel(score, ref, nj), strict=True))
     means = {}
-    for name, utterances in _by_set(sets).items():
-        members = [row for row in rows if row["set"] == name]
-        means[name] = _summarise(members) | {"utterances": len(utterances)}
+    for name, utterances in by_set(sets).items():
+        means[name] = _summarise([scores[utterance] for utterance in utterances])
         for metric in ENHANCEMENT_METRICS:
-            if means[name][f"{metric}_failed"]:
+            if failed := means[name][f"{metric}_failed"]:
                 logging.warning(
                     "%s: %s is undefined for %d of %d utterances, which its mean leaves out",
-                    *(name, metric, means[name][f"{metric}_failed"], len(utterances)),
+                    *(name, metric, failed, len(utterances)),
                 )
+    rows: list[dict[str, str | float]] = [
+        {"utterance": utterance, "set": sets[utterance], **row} for utterance, row in scores.items()
+    ]
     return means, rows
 
 
-def _summarise(rows: list[dict[str, str | float]]) -> dict[str, float | int | None]:
+def _summarise(scores: Sequence[Mapping[str, float]]) -> dict[str, float | int | None]:
+    """Return a set's means and failures from the scores of its utterances."""
     summary: dict[str, float | int | None] = {}
     for metric in ENHANCEMENT_METRICS:
-        values = [row[metric] for row in rows if metric in row]
+        values = [row[metric] for row in scores if metric in row]
         finite = [value for value in values if math.isfinite(value)]
         summary[metric] = float(np.mean(finite)) if finite else None
         summary[f"{metric}_failed"] = len(values) - len(finite) if values else None
-    return summary
+    return summary | {"utterances": len(scores)}

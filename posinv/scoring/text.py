@@ -1,4 +1,4 @@
-"""Scores of enhanced speech (SI-SDR, STOI, PESQ) and of transcripts (error rates)."""
+"""Error rates of transcripts."""
 
 import re
 from collections.abc import Mapping
@@ -11,17 +11,12 @@ import jiwer
 from posinv.data.tables import read_table
 from posinv.errors import InputError
 
-try:
-    import pesq
-except ImportError:
-    pesq = None
-
 Unit = Literal["word", "phone", "char"]
 
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """Counts over a corpus: substitutions, insertions, deletions, and reference tokens."""
+    """Counts over a corpus: substitutions, insertions, deletions and reference tokens."""
 
     sub: int
     ins: int
@@ -30,16 +25,16 @@ class ErrorRate:
 
     @property
     def errors(self) -> int:
-        """All edit errors."""
+        """Substitutions, insertions and deletions together."""
         return self.sub + self.ins + self.dels
 
     @property
     def rate(self) -> float:
-        """Errors per reference token, in %; above 100 if insertions abound."""
+        """Errors per reference token, in %; many insertions can make it more than 100."""
         return 100 * self.errors / self.ref_tokens
 
     def to_dict(self) -> dict[str, float | int]:
-        """Return what ``scores.json`` holds."""
+        """Return the counts and the rate, as ``scores.json`` holds them."""
         return {
             "rate": self.rate,
             "errors": self.errors,
@@ -54,16 +49,16 @@ def error_rate(refs: Mapping[str, str], hyps: Mapping[str, str], unit: Unit = "w
     """Error rate of a corpus: all errors over all reference tokens.
 
     Args:
-        refs: reference transcripts by utterance id. One may be empty: what its hypothesis
-            holds counts as insertions.
-        hyps: hypotheses, the same ids.
-        unit: ``"word"`` and ``"phone"`` split at blanks; ``"char"`` counts every character,
-            one blank between words among them.
+        refs: reference transcripts by utterance id. Where one is empty, all tokens of its
+            hypothesis count as insertions.
+        hyps: hypotheses by utterance id.
+        unit: the tokens. ``"word"`` and ``"phone"`` split transcripts at blanks; with ``"char"``,
+            every character is a token, and so is one blank between two words.
 
     Raises:
-        InputError: ids that don't match; no reference token at all.
+        InputError: utterance ids that don't match; no reference token at all.
     """
-    _require_same_ids(refs, hyps, "the references", "the hypotheses")
+    require_same_ids(refs, hyps, "the references", "the hypotheses")
     aligned = _align(refs, hyps, unit)
     tokens = aligned.hits + aligned.substitutions + aligned.deletions
     if not tokens:
@@ -72,7 +67,7 @@ def error_rate(refs: Mapping[str, str], hyps: Mapping[str, str], unit: Unit = "w
 
 
 def alignment_text(refs: Mapping[str, str], hyps: Mapping[str, str], unit: Unit = "word") -> str:
-    """Alignments of the utterances that have errors, to be read by people."""
+    """Return the alignments of the utterances with errors, as text for people to read."""
     ids = list(refs)
     return re.sub(
         r"^=== SENTENCE (\d+) ===$",
@@ -85,65 +80,66 @@ def alignment_text(refs: Mapping[str, str], hyps: Mapping[str, str], unit: Unit 
 def _align(
     refs: Mapping[str, str], hyps: Mapping[str, str], unit: Unit
 ) -> jiwer.WordOutput | jiwer.CharacterOutput:
+    references, hypotheses = ([" ".join(texts[i].split()) for i in refs] for texts in (refs, hyps))
     process = jiwer.process_characters if unit == "char" else jiwer.process_words
-    ids = list(refs)
-    return process(*([" ".join(texts[i].split()) for i in ids] for texts in (refs, hyps)))
+    return process(references, hypotheses)
 
 
 def read_transcripts(ref: Path | str, hyp: Path | str) -> tuple[dict[str, str], dict[str, str]]:
-    """Read references and hypotheses, ``<id> <transcript>`` each.
+    """Read references and hypotheses, files of ``<utterance id> <transcript>`` lines.
 
     Raises:
-        InputError: a file that cannot be read; ids that don't match.
+        InputError: a file that cannot be read; utterance ids that don't match.
     """
     refs, hyps = (read_table(path, allow_empty=True) for path in (ref, hyp))
-    _require_same_ids(refs, hyps, ref, hyp)
+    require_same_ids(refs, hyps, ref, hyp)
     return refs, hyps
 
 
 def score_text(
     ref: Path | str, hyp: Path | str, utt2set: Path | str, unit: Unit
 ) -> tuple[dict[str, dict[str, float | int]], str]:
-    """Score hypotheses, set by set.
+    """Compute the error rate of each test set.
 
     Args:
-        ref: reference transcripts, ``<id> <transcript>``.
-        hyp: hypotheses, the same ids.
-        utt2set: ``<id> <set>``, the same ids.
-        unit: of the error rate, as in :func:`error_rate`.
+        ref: reference transcripts, ``<utterance id> <transcript>`` lines.
+        hyp: hypotheses of the same utterances.
+        utt2set: test sets of the same utterances, ``<utterance id> <set>`` lines.
+        unit: the tokens, see :func:`error_rate`.
 
     Returns:
         :meth:`ErrorRate.to_dict` for each set, and the alignments with errors as text.
 
     Raises:
-        InputError: a file that cannot be read; ids that don't match; a set without reference
-            tokens.
+        InputError: a file that cannot be read; utterance ids that don't match; a set without
+            reference tokens.
     """
     refs, hyps = read_transcripts(ref, hyp)
     sets = read_table(utt2set)
-    _require_same_ids(refs, sets, ref, utt2set)
+    require_same_ids(refs, sets, ref, utt2set)
     scores, texts = {}, []
-    for name, ids in _by_set(sets).items():
-        of_set = [{i: table[i] for i in ids} for table in (refs, hyps)]
+    for name, ids in by_set(sets).items():
+        set_refs, set_hyps = ({i: table[i] for i in ids} for table in (refs, hyps))
         try:
-            result = error_rate(*of_set, unit)
+            result = error_rate(set_refs, set_hyps, unit)
         except InputError as error:
             raise InputError(f"{ref}: set {name}: {error}") from error
         scores[name] = result.to_dict()
         texts.append(
             f"##### {name}: {unit} error rate {result.rate:.2f} % ({result.errors} errors in "
             f"{result.ref_tokens}: {result.sub} substituted, {result.ins} inserted, "
-            f"{result.dels} deleted)\n\n{alignment_text(*of_set, unit)}"
+            f"{result.dels} deleted)\n\n{alignment_text(set_refs, set_hyps, unit)}"
         )
     return scores, "\n".join(texts)
 
 
-def _require_same_ids(
+def require_same_ids(
     first: Mapping[str, str],
     second: Mapping[str, str],
     first_name: Path | str,
     second_name: Path | str,
 ) -> None:
+    """Raise InputError unless two tables, named as given, have the same utterance ids."""
     for table, name, other, other_name in (
         (second, second_name, first, first_name),
         (first, first_name, second, second_name),
@@ -155,6 +151,7 @@ def _require_same_ids(
             )
 
 
-def _by_set(sets: Mapping[str, str]) -> dict[str, list[str]]:
+def by_set(sets: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the utterance ids of each set, from the set of each utterance id."""
     names = dict.fromkeys(sets.values())
     return {name: [i for i, of_set in sets.items() if of_set == name] for name in names}

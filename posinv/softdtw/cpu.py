@@ -1,29 +1,51 @@
-"""Soft-DTW on the CPU: numba, threads, SIMD along anti-diagonals.
+"""Soft-DTW on the CPU: compiled by numba, on several threads, with SIMD along anti-diagonals.
 
-A cell ``(i, j)`` depends on its anti-diagonal ``d = i + j`` only through ``d - 1`` and ``d - 2``,
-so the cells of one anti-diagonal are independent. Each utterance's cost is first packed diagonal
-by diagonal (only the cells inside its lengths and band), so that every inner loop runs over
-contiguous memory and LLVM vectorises it. For this it must also prove that the arrays of a loop
-do not overlap, which it gives up on beyond eight pairs: hence short loops, which hand on their
-results in parts of one scratch array, at constant distances.
+Cell (i, j) of the alignment matrix is on anti-diagonal d = i + j and needs cells of diagonals
+d - 1 and d - 2 only. So the cells of one diagonal are independent, and SIMD computes several at
+once. For that, the cost is first packed, diagonal by diagonal. An example of 3 by 4 frames with a
+band of 2; a cell is named by its row and column, and cell 03 is outside the band::
+
+         cost                packed                     first pass     second pass
+                       d=0   00 ---- padding ----    |                ^
+    00  01  02   .     d=1   01 10 -- padding ---    | p: first half  |
+    10  11  12  13     d=2   02 11 20 - padding -    v                |
+    20  21  22  23                                      they meet       alignment
+                       d=3   12 21 -- padding ---    ^                |
+                       d=4   13 22 -- padding ---    | p: second half |
+                       d=5   23 ---- padding ----    |                v
+
+Cell (i, d - i) is packed[start[d] + i]. Only cells inside the lengths and the band are packed. Each
+diagonal is padded to whole SIMD vectors.
 
 Soft-DTW is the logarithm of a sum over paths, ``r = -gamma log p`` with
 
-    p[i, j] = exp(-c[i, j] / gamma) (p[i-1, j-1] + p[i-1, j] + p[i, j-1]),
+    p[i, j] = exp(-c[i, j] / gamma) (p[i-1, j-1] + p[i-1, j] + p[i, j-1]).
 
-and it is p that is accumulated, as m 2^e with an integer e of its own for every cell. That takes
-one exponential a cell and no logarithm, and nothing overflows. Rounding is relative to p, not to
-r / gamma, which at 4,000 frames and a gamma of 0.01 would change the weights of the predecessors
-by percents in float32. float32 costs too large for 32-bit exponents are computed in float64.
+The kernels accumulate p, as m 2^e with an integer exponent e for each cell. This takes one
+exponential a cell and no logarithm, and nothing overflows. Its rounding error is relative to p.
+Sums of r / gamma would have a larger one: at 4,000 frames and a gamma of 0.01, it changes the
+weights of the predecessors by several per cent in float32. If float32 costs are so large that an
+exponent needs more than 32 bits, they are computed in float64.
 
-The recursion starts from both ends and meets in the middle, so that two threads can share one
-alignment: up to the middle diagonal p has the paths from the first cell, beyond it those to the
-last cell, of which the same equation holds with i + 1 and j + 1. Together they give the value, and
-the alignment of the diagonals in the middle, from which that of the others follows outwards. It
-needs of each cell only two predecessors' weights (the three sum to one; the predecessors of the
-second half are the cells after). They are written during the first pass, one of them over the
-packed cost, and then replaced, diagonal by diagonal, by the alignment. A thread that is alone does
-the same in turn: results do not depend on the number of threads.
+First pass (_accumulate): it begins at both ends, so that two threads can share one alignment. In
+the first half, p sums the paths from the first cell; in the second half, the paths to the last
+cell, by the same equation with i + 1 and j + 1. Here the "predecessors" of a cell are the cells
+after it. A cell's three predecessors have weights, their shares of its sum. The pass writes two of
+them, one over the packed cost and one to the array `left` (the three weights sum to one). An empty
+`left` means that no alignment is asked for.
+
+The two halves together give the value, and the alignment of the two diagonals in the middle
+(_meet).
+
+Second pass (_outwards): from the middle to both ends. A diagonal's alignment follows from the two
+diagonals nearer to the middle and their weights. It is written over the weights.
+
+A thread that is alone computes the two halves one after the other, so results do not depend on the
+number of threads.
+
+LLVM vectorises a loop only if it can prove that the loop's arrays do not overlap, and it gives up
+if there are more than eight pairs of arrays to compare. Loops are therefore short. They share one
+scratch array, whose parts are at constant distances.
 """
 
 import logging
@@ -44,14 +66,14 @@ _log = logging.getLogger(__name__)
 
 _UNREACHABLE = 1e300  # for gamma = 0, the accumulated cost outside the band
 _LANES = 16  # diagonals are padded to a multiple: a cache line, the widest vector of float32
-_BLOCK = 512  # cells of a diagonal processed together: scratch and diagonals stay in the L1 cache
-_PART = _BLOCK + 16  # cells from one part of the scratch to the next, not a multiple of a page
+_BLOCK = 512  # cells of a diagonal computed together: scratch and diagonals stay in the L1 cache
+_PART = _BLOCK + 16  # distance of two parts of the scratch, in cells; not a multiple of a page
 _EDGE = 2  # columns before row 0 in the arrays that hold three diagonals
 
-_SILENT_SECONDS = 3.0  # of a first call, before it says that it compiles
+_SILENT_SECONDS = 3.0  # a first call that takes longer logs that it compiles
 
-_CELLS_A_THREAD = 150_000  # fewer are done before a thread has started
-_CELLS_A_HALF = 300_000  # fewer are done before two threads have waited for each other
+_CELLS_A_THREAD = 150_000  # fewer cells take less time than to start a thread
+_CELLS_A_HALF = 300_000  # fewer cells take less time than two threads' waiting for each other
 
 
 def _probe() -> None:
@@ -59,13 +81,13 @@ def _probe() -> None:
 
 
 def _can_cache() -> bool:
-    """Whether numba finds a folder for its compiled code; it looks when it wraps a function."""
+    """Whether numba finds a folder for compiled code; it looks for one when it wraps a function."""
     try:
         numba.njit(cache=True)(_probe)
     except RuntimeError:
         _log.warning(
-            "soft-DTW is compiled anew in every process: numba can write neither beside %s nor in "
-            "the home folder; set NUMBA_CACHE_DIR to a folder that can be written",
+            "soft-DTW is compiled again in every process: numba can write neither beside %s nor "
+            "in the home folder; set NUMBA_CACHE_DIR to a folder that can be written",
             __file__,
         )
         return False
@@ -148,7 +170,7 @@ def _integers_like(x):
 
 @overload(_integers_like)
 def _integers_like_overload(x):
-    """Room for as many integers of the size of x's floats."""
+    """An uninitialised array as long as x, of integers as wide as its floats."""
     if x.dtype == types.float32:
         return lambda x: np.empty(len(x), np.int32)
     return lambda x: np.empty(len(x), np.int64)
@@ -156,7 +178,7 @@ def _integers_like_overload(x):
 
 @_jit
 def _padded(size):
-    """As many cells in whole vectors."""
+    """Size rounded up to whole vectors."""
     return -(-size // _LANES) * _LANES
 
 
@@ -170,9 +192,9 @@ def _rows(d, n, m, band):
 
 @_jit
 def _layout(n, m, band, start):
-    """Fill start[d], such that packed[start[d] + i] is cell (i, d - i); return packed's size.
+    """Fill start (see the module's diagram); return the size of packed.
 
-    Padding, before, between and after, is there to be read without effect.
+    There is padding before, between and after the diagonals. Loops read it, to no effect.
     """
     offset = _LANES
     for d in range(n + m + 1):
@@ -185,7 +207,7 @@ def _layout(n, m, band, start):
 
 @_jit
 def _largest(row, largest):
-    """Bits of the largest magnitude: as integers, these are ordered up to infinity and NaN."""
+    """Bits of the largest magnitude: as integers they have the floats' order, NaN the highest."""
     for k in range(np.uintp(len(row))):
         bits = _reinterpret(abs(row[k]))
         largest = bits if bits > largest else largest
@@ -194,9 +216,9 @@ def _largest(row, largest):
 
 @_jit
 def _pack(cost, start, n, m, band, rows, packed):
-    """Copy cost[i, j] to packed[start[i + j] + i] for i in rows; return the largest magnitude.
+    """Copy rows of the cost to packed; return their largest magnitude, which may be NaN.
 
-    It may be NaN. The padding is that of the first rows' caller.
+    The call that has row 0 also fills the padding.
     """
     flat, width, step = cost.reshape(-1), cost.shape[1], np.uintp(cost.shape[1] - 1)
     begin, end = rows
@@ -226,7 +248,7 @@ def _pack(cost, start, n, m, band, rows, packed):
 
 @_jit
 def _unpack(packed, start, n, m, band, rows, out):
-    """Copy packed[start[i + j] + i] to out[i, j] for i in rows, with zeros where it has none."""
+    """Copy packed to rows of out, with zeros outside the lengths and the band."""
     flat, width, step = out.reshape(-1), out.shape[1], np.uintp(out.shape[1] - 1)
     begin, end = rows
     if begin == 0:
@@ -254,13 +276,18 @@ def _soft_step(mantissa, exponent, rows, packed, left, here, size, real, whole, 
 
 @overload(_soft_step, jit_options={"error_model": "numpy", "fastmath": {"contract"}})
 def _soft_step_overload(mantissa, exponent, rows, packed, left, here, size, real, whole, scale):
-    """p of consecutive cells of one anti-diagonal and, if kept, the weights of predecessors.
+    """p of consecutive cells of diagonal d and, unless left is empty, their predecessors' weights.
 
-    rows says where diagonals d - 2, d - 1 and d are in mantissa and exponent, such that cell k's
-    predecessors are d2 + k (i-1, j-1), d1 + k (i-1, j) and d1 + k + 1 (i, j-1); from the other end,
-    d2 + k (i+1, j+1), d1 + k (i, j+1) and d1 + k + 1 (i+1, j). From here on, packed has the costs,
-    which the weights of d1 + k replace; left gets those of d1 + k + 1, if it has room. Indices are
-    unsigned, which spares the test for negative ones. scale, in two parts, is log2(e) / gamma.
+    rows is (d2, d1, d0): cell k of diagonal d has its p at d0 + k in mantissa and exponent, and the
+    p of its predecessors at::
+
+                        first half    second half    weight goes to
+        d2 + k          (i-1, j-1)    (i+1, j+1)     (one minus the other two)
+        d1 + k          (i-1, j)      (i, j+1)       packed[here + k], over the cost of cell k
+        d1 + k + 1      (i, j-1)      (i+1, j)       left[here + k]
+
+    real and whole are scratch. scale is log2(e) / gamma in two parts: its value and its rounding
+    error. Indices are unsigned, so that numba does not test for negative ones.
     """
     if scale.dtype == types.float32:
         floating, integer, fraction_bits, reach = np.float32, np.int32, np.int32(23), np.int32(100)
@@ -269,7 +296,7 @@ def _soft_step_overload(mantissa, exponent, rows, packed, left, here, size, real
     none = integer(0)
     fraction = integer(2 ** int(fraction_bits) - 1)
     one_bits = floating(1).view(integer)
-    rounding = floating(1.5 * 2 ** int(fraction_bits))  # sums have the integer in their low bits
+    rounding = floating(1.5 * 2 ** int(fraction_bits))  # a sum with it has an integer in low bits
     rounding_bits = rounding.view(integer)
     next_, part, part2, part3 = (
         np.uintp(1),
@@ -317,16 +344,16 @@ def _soft_step_overload(mantissa, exponent, rows, packed, left, here, size, real
 
 @_jit
 def _three_diagonals(n):
-    """Size of an array of three diagonals; diagonal d is in third d % 3, row i at i + _EDGE."""
+    """Size of an array for three diagonals: d is in the third d % 3, its row i at i + _EDGE."""
     return 3 * (n + 2 * _EDGE + _LANES)
 
 
 @_jit
 def _accumulate(n, m, band, gamma, start, packed, left, ahead, mantissa, exponent):
-    """p of the diagonals up to the middle one (ahead) or, from the end, of those beyond it.
+    """p of the first half (ahead) or of the second half.
 
-    mantissa and exponent are left with the last two of them. Weights replace the packed costs and
-    fill left, if that has room.
+    Afterwards mantissa and exponent hold the two diagonals nearest to the middle. Unless left is
+    empty, weights have replaced the packed costs and filled left.
     """
     width = len(mantissa) // 3
     mantissa[:] = 1
@@ -371,7 +398,10 @@ def _accumulate(n, m, band, gamma, start, packed, left, ahead, mantissa, exponen
 
 @_jit
 def _crossing(mantissa, exponent, a, other_mantissa, other_exponent, b, top):
-    """2^-top times the p of all paths through two cells, one of each half; 0 if there are none."""
+    """2^-top times the p of all paths through cell a of the first half and cell b of the second.
+
+    It is 0 if there are none.
+    """
     unreachable = -1 << (8 * mantissa.itemsize - 3)
     if exponent[a] < unreachable or other_exponent[b] < unreachable:
         return 0.0
@@ -381,10 +411,12 @@ def _crossing(mantissa, exponent, a, other_mantissa, other_exponent, b, top):
 
 @_jit
 def _meet(n, m, band, gamma, ahead, back, expected, jumps, expected_back, jumps_back):
-    """r of the last cell, from (mantissa, exponent) of the two halves.
+    """r of the last cell, from (mantissa, exponent) of the first and of the second half.
 
-    The arrays for the alignment, if they have room, get that of the two diagonals at the border,
-    and of the next one on either side what paths bring that jump over the border's diagonal.
+    The other arrays, unless they are empty, get alignments: expected that of the last diagonal of
+    the first half, expected_back that of the first one of the second half. A path can jump over
+    either by a step to (i+1, j+1). jumps gets what such paths bring to the diagonal before
+    expected's, jumps_back what they bring to the diagonal after expected_back's.
     """
     (mantissa, exponent), (mantissa_back, exponent_back) = ahead, back
     width = len(mantissa) // 3
@@ -442,7 +474,10 @@ def _meet(n, m, band, gamma, ahead, back, expected, jumps, expected_back, jumps_
 
 @_jit
 def _hard_forward(n, m, band, start, packed, left):
-    """r of the best path; as weights, ties go to (i-1, j-1), then to (i-1, j)."""
+    """r of the best path. Weights, 0 or 1, replace the packed costs and fill left.
+
+    Of equally good predecessors, (i-1, j-1) is taken before (i-1, j), and that before (i, j-1).
+    """
     width = n + 2
     left[:] = 0
     total = np.full(3 * width, _UNREACHABLE)
@@ -463,16 +498,16 @@ def _hard_forward(n, m, band, start, packed, left):
 
 @_jit
 def _smallest_gamma(largest, n, m, fraction_bits, exponent_bits):
-    """Below it, a cost's exponent is not exact or the sum of a path's overflows."""
+    """The least gamma at which costs' exponents are exact and a path's sum does not overflow."""
     per_gamma = max(2.0 ** (2 - fraction_bits), (n + m) * 2.0 ** (3 - exponent_bits))
     return math.log2(math.e) * largest * per_gamma
 
 
 @_jit
 def _flow(expected, rows, packed, left, here, size):
-    """Alignment of consecutive cells of a diagonal from the two diagonals whose weights are given.
+    """Alignment of consecutive cells of a diagonal, from the two diagonals nearer to the middle.
 
-    They are those after it or, in the second half, before it.
+    rows says where in expected the three diagonals begin, here where the weights of the two do.
     """
     (d2, d1, d0), (here2, here1) = rows, here
     next_, one, zero = np.uintp(1), np.float32(1), np.float32(0)
@@ -488,11 +523,11 @@ def _flow(expected, rows, packed, left, here, size):
 
 @_jit
 def _outwards(n, m, band, start, packed, left, border, step, given, jumps):
-    """Replace the weights in packed by the alignment, from diagonal border to the first or last.
+    """Replace weights by the alignment, from diagonal border to the first (step -1) or last (1).
 
-    given has the border's alignment; jumps, what else the next diagonal gets.
+    given is the alignment of diagonal border; jumps is added to that of the next one (see _meet).
     """
-    expected = given.copy()  # which LLVM knows not to overlap with the other arrays
+    expected = given.copy()  # a new array: LLVM knows that it overlaps with no other
     width = len(expected) // 3
     last = n + m - 2
     shift = 0 if step < 0 else 1
@@ -502,7 +537,7 @@ def _outwards(n, m, band, start, packed, left, border, step, given, jumps):
         if d != border and 0 <= d <= last:
             first, stop = _rows(d, n, m, band)
             column = first + _EDGE
-            # Nothing is expected of the diagonal before the border, whatever the weights.
+            # Beyond the border, expected is zero: any diagonal's weights will do.
             from2 = d - 2 * step if d - step != border else border
             _flow(
                 expected,
@@ -534,7 +569,7 @@ def _outwards(n, m, band, start, packed, left, border, step, given, jumps):
 
 @_jit
 def _hard(n, m, band, start, packed, left):
-    """DTW of packed costs, which the best path replaces if left has room."""
+    """DTW of packed costs, which the best path replaces unless left is empty."""
     value = _hard_forward(n, m, band, start, packed, left)
     if len(left):
         expected = np.zeros(_three_diagonals(n), packed.dtype)
@@ -546,7 +581,7 @@ def _hard(n, m, band, start, packed, left):
 
 @_jit
 def _soft(n, m, band, gamma, start, packed, left):
-    """Soft-DTW of packed costs, which the alignment replaces if left has room."""
+    """Soft-DTW of packed costs, which the alignment replaces unless left is empty."""
     size = _three_diagonals(n)
     mantissa, back = np.empty(size, packed.dtype), np.empty(size, packed.dtype)
     exponent, exponent_back = _integers_like(mantissa), _integers_like(mantissa)
@@ -567,7 +602,7 @@ def _soft(n, m, band, gamma, start, packed, left):
 
 @_jit
 def _is_hard(n, m, band, gamma):
-    """Whether there is no smoothing, or a single path, whose cost gamma's rounding may exceed."""
+    """Whether gamma is 0, or there is a single path: its cost may be less than gamma's rounding."""
     return gamma == 0 or min(n, m) == 1 or band == 0
 
 
@@ -578,7 +613,7 @@ def _fits_float32(n, m, gamma, largest):
 
 @_jit
 def _solve(n, m, band, gamma, largest, start, packed, left):
-    """Soft-DTW of packed costs, which the alignment replaces if left has room."""
+    """Soft-DTW of packed costs, which the alignment replaces unless left is empty."""
     if not largest < np.inf:
         packed[:] = np.nan
         return np.nan
@@ -588,7 +623,7 @@ def _solve(n, m, band, gamma, largest, start, packed, left):
         return _hard(n, m, band, start, packed, left)
     if packed.itemsize == 4 and _fits_float32(n, m, gamma, largest):
         return _soft(n, m, band, gamma, start, packed, left)
-    # A gamma of less than 2^-50 of the costs is lost in their sums' rounding, too.
+    # A smaller gamma has no effect: it is less than the rounding error of the sums of costs.
     gamma = max(gamma, _smallest_gamma(largest, n, m, 52, 64), 1e-300)
     wide, wide_left = packed.astype(np.float64), left.astype(np.float64)
     value = _soft(n, m, band, gamma, start, wide, wide_left)
@@ -598,7 +633,7 @@ def _solve(n, m, band, gamma, largest, start, packed, left):
 
 @_jit
 def _utterance(cost, alignment, n, m, gamma, band, start, packed, left):
-    """Soft-DTW of cost[:n, :m]; its alignment goes to the whole of alignment, if left has room."""
+    """Soft-DTW of cost[:n, :m]; fills alignment, zeros beyond n and m too, unless left is empty."""
     size = _layout(n, m, band, start)
     keep = len(left) > 0
     packed, left = packed[:size], left[: size if keep else 0]
@@ -620,7 +655,7 @@ def _room(lengths, band):
 
 @_jit
 def _share(cost, alignment, lengths, gamma, band, utterances, packed, left, value):
-    """One thread's utterances, one after the other in the same memory."""
+    """Soft-DTW of one thread's utterances, one after the other in the same memory."""
     start = np.empty(cost.shape[1] + cost.shape[2] + 1, np.int64)
     for b in utterances:
         n, m = lengths[b]
@@ -637,7 +672,7 @@ def _in_halves(
     band: int,
     pool: ThreadPoolExecutor,
 ) -> float:
-    """As _utterance, on two threads; the pool has one to spare."""
+    """Do what _utterance does on two threads, this one and one of the pool's."""
 
     def both(work: Callable[[int], object]) -> tuple:
         other = pool.submit(work, 1)
@@ -675,12 +710,12 @@ def _in_halves(
     return value
 
 
-_compiled: set[tuple] = set()  # what has run in this process
+_compiled: set[tuple] = set()  # the variants that have run in this process
 
 
 @contextmanager
 def _telling_of_compilation(*variant: object) -> Iterator[None]:
-    """Say so if the first call of a variant takes long, as it does where numba compiles it."""
+    """Log that numba compiles, if the first call of a variant takes long."""
     if variant in _compiled:
         yield
         return
@@ -704,39 +739,40 @@ def align(
     with_alignment: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Back end of :mod:`posinv.softdtw.functional`, on as many threads as torch uses."""
-    cost = cost.contiguous().numpy()
-    value = np.empty(len(cost), cost.dtype)
+    costs = cost.contiguous().numpy()
+    value = np.empty(len(costs), costs.dtype)
     lengths = torch.stack([x_lengths, y_lengths], dim=1)
-    band = max(cost.shape[1:]) if bandwidth is None else bandwidth
-    gamma = float(gamma)
-    cells = lengths.prod(dim=1)
-    longest_first = torch.argsort(cells, descending=True, stable=True).numpy()
-    available, cells = torch.get_num_threads(), int(cells.sum())
+    band = max(costs.shape[1:]) if bandwidth is None else bandwidth
+    sizes = lengths.prod(dim=1)
+    longest_first = torch.argsort(sizes, descending=True, stable=True).numpy()
+    available, cells = torch.get_num_threads(), int(sizes.sum())
     threads = min(available, 1 + cells // _CELLS_A_THREAD)
-    in_halves = min(available, cells // _CELLS_A_HALF) >= 2 * len(cost)
-    workers = max(min(threads // 2 if in_halves else threads, len(cost)), 1)
-    lengths = lengths.numpy()
-    # numpy's memory, unlike torch's or numba's, asks for huge pages.
-    alignment = np.empty_like(cost) if with_alignment else cost
-    room = 0 if in_halves else _room(lengths, band)
-    packed = np.empty((workers, room), cost.dtype)
-    left = np.empty((workers, room if with_alignment else 0), cost.dtype)
+    in_halves = min(available, cells // _CELLS_A_HALF) >= 2 * len(costs)
+    workers = max(min(threads // 2 if in_halves else threads, len(costs)), 1)
+    n_and_m = lengths.numpy()
+    # Allocated by numpy, which asks for huge pages; torch and numba do not.
+    alignment = np.empty_like(costs) if with_alignment else costs
+    room = 0 if in_halves else _room(n_and_m, band)
+    packed = np.empty((workers, room), costs.dtype)
+    left = np.empty((workers, room if with_alignment else 0), costs.dtype)
 
     def share(worker: int, pool: ThreadPoolExecutor) -> None:
         utterances = longest_first[worker::workers]
         if in_halves:
             for b in utterances:
-                options = (*lengths[b], gamma, band, pool)
-                value[b] = _in_halves(cost[b], alignment[b], with_alignment, *options)
+                n, m = n_and_m[b]
+                value[b] = _in_halves(
+                    costs[b], alignment[b], with_alignment, n, m, gamma, band, pool
+                )
         else:
             _share(
-                *(cost, alignment, lengths, gamma, band, utterances),
+                *(costs, alignment, n_and_m, gamma, band, utterances),
                 *(packed[worker], left[worker], value),
             )
 
     # Not numba's own threads: they share an OpenMP runtime with torch and change its settings.
     with (
-        _telling_of_compilation(cost.dtype, in_halves),
+        _telling_of_compilation(costs.dtype, in_halves),
         ThreadPoolExecutor(2 * workers if in_halves else workers) as pool,
     ):
         others = [pool.submit(share, worker, pool) for worker in range(1, workers)]

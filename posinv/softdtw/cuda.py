@@ -1,23 +1,31 @@
 """Soft-DTW on NVIDIA GPUs: one launch for a batch's values, one more for its alignments.
 
-The kernels are CUDA C++ (``kernel.cu``) rather than Triton: neighbouring cells of an anti-diagonal
-are neighbouring lanes of a warp, and what they exchange are shuffles, which Triton hides. NVRTC
-compiles them on first use, which takes about a second; it and cuda-bindings come with PyTorch's
-own CUDA 13 packages.
+The kernels are CUDA C++ (``kernel.cu``, which has a diagram) rather than Triton: the lanes of a
+warp exchange values by shuffles, which Triton does not expose. NVRTC compiles them on first use, in
+about a second; it and cuda-bindings come with PyTorch's own CUDA 13 packages.
 
-Nothing here waits for the GPU or depends on what the lengths are, and a CUDA graph can hold it.
-Lengths on the GPU are therefore checked by the kernels: where they don't fit the cost or the band,
-value and alignment are NaN.
+Nothing here waits for the GPU or depends on the values of the lengths, so a CUDA graph can hold it.
+The kernels check lengths on the GPU: where they don't fit the cost or the band, value and alignment
+are NaN.
 
-Two arrays like the cost hold the softmin weights of every cell; the first becomes the alignment.
-Without room for both (:mod:`posinv.softdtw.memory`), a first pass keeps the accumulated cost of
-every 32nd row alone. From these the weights are computed again, and the alignment from them, for as
-many rows at a time as there is room for.
+Two arrays of the cost's shape, ``up`` and ``left``, hold the softmin weights of every cell; ``up``
+becomes the alignment. If there is no room for both (:mod:`posinv.softdtw.memory`), ``left`` is a
+slab of some strips::
+
+    cost, up        rows       1. forward, all strips: keeps only the accumulated cost of the row
+    +-----------+                 above each strip (borders)
+    | strip 0   |    0-31      2. for each slab, the last one first: forward again, from its
+    | strip 1   |   32-63         borders, fills the weights of its strips; backward turns those in
+    +-----------+                 up into the alignment
+    | strip 2   |   64-95  <-- left: a slab of two strips, and a row that the slab below passes up
+    | strip 3   |   96-127
+    +-----------+
 """
 
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +42,7 @@ _EMPTY = -1  # the word that marks a value as not yet written
 
 @cache
 def _kernels(capability: tuple[int, int], dtype: torch.dtype) -> dict:
-    """The kernels by name, for every device of that compute capability."""
+    """The kernels by name, for all devices of one compute capability."""
     try:
         from cuda.bindings import driver
 
@@ -52,7 +60,11 @@ def _kernels(capability: tuple[int, int], dtype: torch.dtype) -> dict:
 
 
 def machine_code(capability: tuple[int, int], dtype: torch.dtype) -> bytes:
-    """Compile kernel.cu for a compute capability, such as (9, 0), and a cost's type."""
+    """Compile kernel.cu for a compute capability, such as (9, 0), and a type of costs.
+
+    Raises:
+        RuntimeError: NVRTC does not compile it; its log is the message.
+    """
     from cuda.bindings import nvrtc
 
     source = Path(__file__).with_name("kernel.cu").read_bytes()
@@ -71,8 +83,8 @@ def machine_code(capability: tuple[int, int], dtype: torch.dtype) -> bytes:
     return code
 
 
-def _succeeded(results: tuple):
-    """What a function of cuda.bindings returns, without the status that precedes it."""
+def _succeeded(results: tuple) -> Any:
+    """Return what a function of cuda.bindings returned, without its status, which must be 0."""
     status, *rest = results
     if status:
         raise RuntimeError(repr(status))
@@ -99,7 +111,10 @@ def _launch(name: str, blocks: int, args: tuple) -> None:
 
 
 def as_parameters(args: tuple) -> tuple[tuple, tuple]:
-    """Values and C types of a kernel's arguments: pointers, 64-bit integers and doubles."""
+    """Return the values and the C types of a kernel's arguments.
+
+    Tensors and None are pointers, integers have 64 bits, and floats are doubles.
+    """
     types = {int: ctypes.c_longlong, float: ctypes.c_double}
     return (
         tuple(arg.data_ptr() if isinstance(arg, Tensor) else arg or 0 for arg in args),
@@ -127,7 +142,7 @@ def align(
 
 
 class _Batch:
-    """A batch on its way through the kernels; its strip s has the rows from 32 s on."""
+    """A batch and its kernel launches. Strip s is the 32 rows from 32 s on."""
 
     def __init__(
         self,
@@ -149,7 +164,7 @@ class _Batch:
         )
 
     def borders(self) -> tuple[Tensor, Tensor, int, int]:
-        """Room for the row above each strip, in two halves; its rows an utterance and a strip."""
+        """Two arrays for the rows above strips, and how many rows an utterance and a strip have."""
         B, _, M = self.cost.shape
         halves = _mark_empty(self.cost.new_empty(2, B, self.strips, M))
         return *halves, self.strips, 1
@@ -163,9 +178,8 @@ class _Batch:
     ) -> None:
         """Fill the values, the borders and the weights (up, left, left's rows) of some strips."""
         strips = (self.strips if stop is None else stop) - first
-        args = (self.cost, *self.sizes, self.gamma, _counter(self.cost), first)
-        args += (*borders, *weights, self.value)
-        _launch("forward", len(self.cost) * strips, args)
+        start = (self.cost, *self.sizes, self.gamma, _counter(self.cost), first)
+        _launch("forward", len(self.cost) * strips, (*start, *borders, *weights, self.value))
 
     def backward(self, weights: tuple[Tensor, Tensor, int], first: int, stop: int) -> None:
         """Replace the up weights of some strips by the alignment."""
@@ -173,7 +187,7 @@ class _Batch:
         _launch("backward", len(self.cost) * (stop - first), args)
 
     def alignment(self) -> Tensor:
-        """All strips at once. A border lies where its strip's first weights will."""
+        """All strips at once. A strip's first row of weights replaces its border."""
         up, left = torch.empty_like(self.cost), torch.empty_like(self.cost)
         _mark_empty(up[:, _STRIP::_STRIP])
         _mark_empty(left[:, _STRIP::_STRIP])
@@ -183,14 +197,14 @@ class _Batch:
         return up
 
     def alignment_in_slabs(self) -> Tensor:
-        """As many strips at a time as there is memory for their left weights, the last first."""
+        """Slab by slab, each of as many strips as there is memory for."""
         B, _, M = self.cost.shape
         borders = self.borders()
         self.forward(borders)
         up = torch.empty_like(self.cost)
         rows = free_bytes(up.device) // (B * M * up.element_size())
         size = min(max((rows - 1) // _STRIP, 1), self.strips)
-        # The row after a slab's last is for what the slab below passes to it.
+        # One row more, for what the slab below passes up.
         left = up.new_empty(B, size * _STRIP + 1, M)
         weights = (up, left, left.shape[1])
         for stop in range(self.strips, 0, -size):

@@ -1,13 +1,13 @@
 """Squared distances between the frames of two sequences, in full float32, with their gradients."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from posinv.errors import InputError
-from posinv.lengths import Lengths, on_device, valid_mask
-from posinv.softdtw.functional import checked_lengths
+from posinv.lengths import Lengths, checked_lengths, on_device, valid_mask
 
 
 def valid_features(
@@ -26,8 +26,8 @@ def valid_features(
 def mean_frame(x: Tensor, lengths: Tensor) -> Tensor:
     """Return the mean frame of each utterance, (B, 1, D).
 
-    No distance depends on where the features are centred, hence no gradient. But near the origin
-    the expansion of the squared distance loses fewer digits.
+    Features minus a mean frame have the same distances, so it takes no gradient. But the expansion
+    of the squared distance loses fewer digits near the origin.
     """
     lengths = on_device(lengths, x.shape[1], x.device)
     return x.detach().sum(dim=1, keepdim=True) / lengths[:, None, None]
@@ -42,17 +42,17 @@ def unit_frames(x: Tensor) -> Tensor:
 class SquaredDistance(torch.autograd.Function):
     """Squared distances of all pairs: (B, N, D) and (B, M, D) give (B, N, M).
 
-    Saves the features alone; the clamp at 0, which is of rounding, is not differentiated.
+    Only the features are saved for backward. The clamp at 0 corrects rounding and has no gradient.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         """Compute the distances."""
         ctx.save_for_backward(x, y)
         return _squared_distance(x, y)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the gradients in both sequences."""
         x, y = ctx.saved_tensors
         with _no_autocast(x.device):
@@ -62,10 +62,10 @@ class SquaredDistance(torch.autograd.Function):
 
 
 class SquaredSelfDistance(torch.autograd.Function):
-    """Squared distances of a sequence's own frames, with zeros on the diagonal."""
+    """Squared distances of all pairs of a sequence's frames, with zeros on the diagonal."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         """Compute the distances: (B, N, D) gives (B, N, N)."""
         ctx.save_for_backward(x)
         distance = _squared_distance(x, x)
@@ -73,7 +73,7 @@ class SquaredSelfDistance(torch.autograd.Function):
         return distance
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Compute the gradient."""
         (x,) = ctx.saved_tensors
         with _no_autocast(x.device):
@@ -82,7 +82,7 @@ class SquaredSelfDistance(torch.autograd.Function):
 
 
 def _squared_distance(x: Tensor, y: Tensor) -> Tensor:
-    """(B, N, M) squared distances by the expansion, one batched product and two sums in place."""
+    """(B, N, M) squared distances by the expansion: one batched product, and two sums in place."""
     with _no_autocast(x.device):
         x_square, y_square = x.square().sum(dim=2, keepdim=True), y.square().sum(dim=2)[:, None]
         if _reduced_precision(x):
@@ -100,8 +100,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _reduced_precision(x: Tensor) -> bool:
     """Whether torch would multiply these float32 matrices as TF32 or bfloat16.
 
-    Either loses the distance of near frames. The setting belongs to the whole process, so it is
-    not changed here, where another thread may be multiplying; products are in float64 instead.
+    Either loses the distances of nearly equal frames. The setting belongs to the process, where
+    another thread may be multiplying, so it stays as it is; products are then in float64.
     """
     backends = torch.backends.cuda if x.is_cuda else torch.backends.mkldnn
     return x.dtype == torch.float32 and backends.matmul.fp32_precision in ("tf32", "bf16")

@@ -4,6 +4,7 @@ import importlib
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from posinv.errors import InputError
 from posinv.lengths import Lengths, checked_lengths
 from posinv.softdtw.memory import has_room
 
-# Each module's align(cost, x_lengths, y_lengths, gamma, bandwidth, with_alignment) returns the
-# values (B,) and, if asked for, the alignments (B, N, M), of float32 or float64 costs and checked
-# int64 lengths on the CPU (for "cuda": or unchecked ones on the GPU). Imported on first use: numba
-# takes time to import.
+# Each module has align(cost, x_lengths, y_lengths, gamma, bandwidth, with_alignment), which returns
+# the values (B,) and, if asked for, the alignments (B, N, M). Costs are float32 or float64. Lengths
+# are int64 on the CPU and checked; "cuda" also takes unchecked lengths on the GPU. The modules are
+# imported on first use, as numba takes time to import.
 _BACKENDS = {
     "cpu": "posinv.softdtw.cpu",
     "cuda": "posinv.softdtw.cuda",
@@ -55,14 +56,14 @@ def soft_dtw(
             bandwidth, it raises no InputError, but value and gradient are NaN.
         y_lengths: (B,) integers in 1..M, valid columns; None for all M.
         gamma: smoothing, >= 0, in the unit of the cost. 0 is DTW itself (the hard minimum); its
-            gradient marks one optimal path, of equally good predecessors (i-1, j-1) before
-            (i-1, j) before (i, j-1).
+            gradient marks one optimal path. Of equally good predecessors it takes (i-1, j-1), then
+            (i-1, j), then (i, j-1).
         bandwidth: Sakoe-Chiba band: only cells with abs(i - j) <= bandwidth frames are on a path,
             whatever the two lengths are, so it must be at least their difference. 0 leaves the
             diagonal alone; None is no band.
         backend: "cpu" (compiled; CPU tensors only), "cuda" (NVIDIA GPUs), "torch" (any device, one
             step a diagonal: slow), "reference" (float64 Python loops, for tests), or "auto": "cpu"
-            or "cuda" for tensors there, else "torch".
+            for CPU tensors, "cuda" for CUDA tensors, else "torch".
 
     Returns:
         (B,) values.
@@ -106,10 +107,10 @@ def soft_alignment(
 
 
 class _SoftDTW(torch.autograd.Function):
-    """The alignment is computed with the value, or, where memory is short, when it is needed."""
+    """The alignment is computed with the value or, if memory is short, in the backward."""
 
     @staticmethod
-    def forward(ctx, align, cost, *args):
+    def forward(ctx: Any, align: Callable, cost: Tensor, *args: Any) -> Tensor:
         wanted = ctx.needs_input_grad[1]
         now = wanted and has_room(cost)
         value, alignment = align(cost.detach(), *args, now)
@@ -119,13 +120,13 @@ class _SoftDTW(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx, grad):
-        # once_differentiable would take the alignment for a constant where grad is one.
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # once_differentiable does not raise where grad is a constant.
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "soft_dtw has no second derivative: differentiate it without create_graph=True"
             )
-        # Becomes the gradient; a second one (retain_graph) takes another alignment.
+        # The alignment becomes the gradient. A second backward (retain_graph) computes it again.
         alignment, ctx.alignment = ctx.alignment, None
         if alignment is None:
             alignment = ctx.align(*ctx.saved_tensors, *ctx.args, True)[1]
@@ -136,8 +137,8 @@ def _scale(x: Tensor, factor: Tensor) -> Tensor:
     """Multiply x by the factor in place."""
     if x.device.type != "cpu":
         return x.mul_(factor)
-    # Not by torch, whose threads would then spin, for milliseconds, on cores that the next
-    # alignment needs.
+    # Not by torch: its threads would then spin for milliseconds on cores that the next alignment
+    # needs.
     np.multiply(x.numpy(), factor.numpy(), out=x.numpy())
     return x
 
@@ -151,7 +152,7 @@ def _checked(
     bandwidth: int | None,
     backend: str,
 ) -> tuple[Callable, Tensor, Tensor, Tensor, float, int | None]:
-    """The back end's align and its arguments."""
+    """Return the back end's align and its arguments, checked."""
     if cost.dim() != 3:
         raise InputError(f"{name}: cost must be (B, N, M), got shape {tuple(cost.shape)}")
     if not cost.is_floating_point():

@@ -1,23 +1,37 @@
-// Soft-DTW on NVIDIA GPUs: the kernels of cuda.py, which says how they are launched. Compiled for
-// float costs, or, with DOUBLE defined, for double ones.
+// Soft-DTW on NVIDIA GPUs: the kernels that cuda.py launches. Compiled for float costs or, with
+// DOUBLE defined, for double costs.
 //
-// One block is one warp, and has one strip of 32 rows of one utterance's cost: lane l the row
-// top + l. At step t it is at column t - l, so that the warp walks along the anti-diagonals, and
-// what a cell needs of the row above, its neighbour had one step before: a shuffle. The last row
-// goes to the strip below through global memory, cell by cell, while both run. A strip is taken
-// from a counter, from above to below, so that the one it waits for is always running or done:
-// there is no deadlock, however few blocks fit on the GPU. backward is the same walk in reverse.
+// A block is one warp. It computes a strip: 32 rows of one utterance's cost, one row a lane. At
+// step t, lane l is at column t - l, so the warp walks along the anti-diagonals. Steps by cell:
 //
-// Costs and weights pass through shared memory, 32 columns (a chunk) at a time: there a warp reads
-// along rows, as they lie in global memory, or along a diagonal, without bank conflicts.
+//                 column  0   1   2   3  ...
+//       strip s   lane 0  0   1   2   3          (i, j) needs (i, j-1), its own result of the step
+//                      1  1   2   3   4          before, and (i-1, j) and (i-1, j-1), which lane
+//                      2  2   3   4   5          l - 1 computed one and two steps before: a shuffle
+//                     ..                         passes them on.
+//                     31  31  32  33  34
+//     - - - - - - - - - - | - | - | - | - -      the row above a strip: through global memory, cell
+//     strip s+1   lane 0  v   v   v   v          by cell, while both strips run
 //
-// The accumulated cost is double, for the reason given in cpu.py; exponentials and logarithms are
-// of differences, and those are real.
+// Each block takes the next strip from a counter, from the top to the bottom. The strip that it
+// waits for is therefore running or done: there is no deadlock, however few blocks fit on the GPU.
+// backward is the same walk in reverse, from the last strip and step to the first.
+//
+// Costs and weights pass through tiles in shared memory: 32 rows of 64 columns, which are two
+// chunks of 32. Column j is at j % 64. While one chunk is computed, the next one is loaded:
+//
+//                 chunk c (even)   chunk c+1 (odd)
+//       lane 0   | . . . . x . . | . . . . . . . |    from and to global memory: along rows
+//            1   | . . . x . . . | . . . . . . . |    x: the cells of a step, along a diagonal;
+//            2   | . . x . . . . | . . . . . . . |    each is in another bank
+//
+// The accumulated cost is double, as its rounding error in float would change the weights (see
+// cpu.py). Exponentials and logarithms are of differences of costs: their type is real.
 
 #ifdef DOUBLE
 typedef double real;
 typedef long long word;
-constexpr int RESIDENT = 8;  // blocks on a multiprocessor, which limits the registers of each
+constexpr int RESIDENT = 8;  // blocks on a multiprocessor: limits the registers of a thread
 #else
 typedef float real;
 typedef int word;
@@ -27,7 +41,7 @@ typedef long long int64;
 
 constexpr int WARP = 32;
 constexpr int RING = 2 * WARP;  // columns in shared memory
-constexpr int GROUP = 8;        // steps between two looks at the neighbouring strip's row
+constexpr int GROUP = 8;        // steps between two reads of the neighbouring strip's row
 constexpr unsigned ALL = 0xffffffffu;
 constexpr double UNREACHABLE = 1e300;  // outside the band; finite, as inf - inf is not a number
 constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
@@ -35,8 +49,8 @@ constexpr word EMPTY = -1;  // not written yet
 
 extern __shared__ real tiles[];
 
-// What passes between running blocks carries its own mark of having arrived, that it is not EMPTY,
-// and bypasses the first-level cache: no fence is needed.
+// Running blocks pass values through global memory. A word other than EMPTY has arrived. Reads and
+// writes bypass the first-level cache, so no fence is needed.
 __device__ word peek(const real* address) {
     return *reinterpret_cast<const volatile word*>(address);
 }
@@ -57,7 +71,7 @@ __device__ To same_bits(From from) {
 
 __device__ word not_empty(word bits) { return bits == EMPTY ? EMPTY - 1 : bits; }
 
-// A double in two words, none of which is EMPTY: its last bit may change.
+// A double in two words, neither of which is EMPTY: for that, a last bit may change.
 struct Halves {
     word first, second;
 
@@ -104,10 +118,10 @@ __device__ real fast_inverse(real x) { return 1 / x; }
 
 struct Strip {
     int lane, b, index, n, m, band, top, row;
-    int begin, size;  // of the lane's row inside the lengths and the band
-    bool fits;        // the lengths, in the cost and the band
+    int begin, size;  // the columns of the lane's row inside the lengths and the band
+    bool fits;        // whether the lengths fit the cost and the band
 
-    // The next strip: of all utterances the first one (or the last, going down), then the second.
+    // Takes the next strip: first comes strip `start` of every utterance, then their next ones.
     __device__ Strip(int* counter, int64 B, int64 N, int64 M, const int64* x_lengths,
                      const int64* y_lengths, int64 bandwidth, int start, int direction) {
         lane = threadIdx.x;
@@ -127,14 +141,14 @@ struct Strip {
         size = row < n ? max(0, min(m, row + band + 1) - begin) : 0;
     }
 
-    // Whether the lane's row has a column.
+    // Whether column j of the lane's row is inside the lengths and the band.
     __device__ bool has(int j) const { return j >= begin && j - begin < size; }
 
     __device__ bool inside(int i, int j) const {
         return i < n && j >= 0 && j < m && i - j <= band && j - i <= band;
     }
 
-    // The chunk with the first column of this strip, or of the row above it.
+    // The chunk of the first column of this strip or of the row above it.
     __device__ int first_chunk() const { return max(0, top - 1 - band) / WARP; }
 
     __device__ int last_step() const {
@@ -142,10 +156,10 @@ struct Strip {
         return min(m - 1, bottom + band) + bottom - top;
     }
 
-    // A lane's cell of a tile.
+    // Where a tile has column j of the lane's row.
     __device__ int cell(int j) const { return lane * RING + (j & (RING - 1)); }
 
-    // 32 rows of a chunk, this lane's column of it: of an array's rows from the strip's first on.
+    // Loads chunk c of the strip, whose first row is at rows: a lane gets one column of it.
     __device__ void load(real (&chunk)[WARP], const real* rows, int64 M, int c) const {
         int j = c * WARP + lane;
 #pragma unroll
@@ -165,7 +179,7 @@ struct Strip {
     }
 };
 
-// One cell's accumulated cost, and softmin weights of (i-1, j) and (i, j-1).
+// Gives a cell's accumulated cost and the softmin weights of (i-1, j) and (i, j-1).
 struct Soft {
     real scale;
     double unscale;
@@ -175,7 +189,7 @@ struct Soft {
 
     __device__ double operator()(double cost, double diagonal, double above, double left,
                                  real& above_weight, real& left_weight) const {
-        double low = diagonal < left ? diagonal : left;  // above is the last to be known
+        double low = diagonal < left ? diagonal : left;  // above comes last: it arrives last
         low = above < low ? above : low;
         const real e_diagonal = fast_exp2(static_cast<real>(low - diagonal) * scale);
         const real e_above = fast_exp2(static_cast<real>(low - above) * scale);
@@ -188,7 +202,7 @@ struct Soft {
     }
 };
 
-// The same for gamma = 0; of equal ones, the diagonal is taken, then the one above.
+// The same for gamma = 0; of equal predecessors, the diagonal is taken, then the one above.
 struct Hard {
     __device__ explicit Hard(double) {}
 
@@ -198,7 +212,7 @@ struct Hard {
         above_weight = above < diagonal && above <= left;
         left_weight = left < low;
         low = low <= left ? low : left;
-        return cost + low + 0 * (diagonal + above + left);  // a minimum may pass over a NaN
+        return cost + low + 0 * (diagonal + above + left);  // the minimum may have missed a NaN
     }
 };
 
@@ -220,7 +234,7 @@ __device__ void walk_down(const Strip& strip, const Step& step, const real* cost
     word second_bits = from_above ? peek(second + border_column) : EMPTY;
     double row_end = 0;
     double left = UNREACHABLE;
-    double above = strip.row == 0 ? 0.0 : UNREACHABLE;  // before (0, 0) lies the empty path
+    double above = strip.row == 0 ? 0.0 : UNREACHABLE;  // the diagonal predecessor of (0, 0)
 
     for (int t0 = start; t0 <= last; t0 += GROUP) {
         if (t0 % WARP == 0) {
@@ -253,7 +267,7 @@ __device__ void walk_down(const Strip& strip, const Step& step, const real* cost
             const real cost = tile[strip.cell(t0 + q - lane)];
             costs[q] = cost - cost == 0 ? cost : nan("");
         }
-        __syncwarp();  // keeps the compiler from loading them only when a step waits for them
+        __syncwarp();  // the compiler must load them here, not in each step
 #pragma unroll
         for (int q = 0; q < GROUP; q++) {
             const int j = t0 + q - lane;
@@ -283,11 +297,12 @@ __device__ void walk_down(const Strip& strip, const Step& step, const real* cost
     }
 }
 
-// Accumulated cost of the utterances' last cells and, unless up is null, the softmin weights of
-// (i-1, j) and (i, j-1), the latter negative (see backward); the three sum to one.
+// Computes the accumulated cost of each utterance's last cell. Unless up is null, it also fills up
+// and left with the softmin weights of (i-1, j) and (i, j-1); the three weights of a cell sum to
+// one. Those in left are negative (see backward).
 //
-// What strip s needs of the row above it lies in the rows b * border_rows + s * border_step of
-// first and second, a half in each; they are EMPTY at first.
+// Strip s gets the row above it through first and second, which hold half of each double: row
+// b * border_rows + s * border_step. They are EMPTY at first.
 extern "C" __global__ void __launch_bounds__(WARP, RESIDENT)
     forward(const real* __restrict__ cost, int64 B, int64 N, int64 M, const int64* x_lengths,
             const int64* y_lengths, int64 bandwidth, double gamma, int* counter,
@@ -313,10 +328,10 @@ extern "C" __global__ void __launch_bounds__(WARP, RESIDENT)
                   border_step * M, up, left, value);
 }
 
-// Replaces the weights in up by the alignment, of all rows and columns.
+// Replaces the weights in up by the alignment; cells outside the lengths and the band get zero.
 //
-// What a strip passes to the last cells of the one above it, it writes over its first row of left,
-// which it has read by then. A weight there is negative, as is EMPTY; what is passed is not.
+// A strip writes what it passes to the strip above it over its own first row of left, whose weights
+// it has read by then. Weights in left are negative, as EMPTY is; what is passed on is not.
 extern "C" __global__ void __launch_bounds__(WARP, RESIDENT)
     backward(const real* value, int64 B, int64 N, int64 M, const int64* x_lengths,
              const int64* y_lengths, int64 bandwidth, int* counter, int64 first_strip,
@@ -327,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(WARP, RESIDENT)
     real* up_rows = up + (strip.b * N + top) * M;
     real* left_rows_here = left + (strip.b * left_rows + top - first_strip * WARP) * M;
 
-    const bool spoilt = value[strip.b] != value[strip.b];
+    const bool is_nan = value[strip.b] != value[strip.b];
     for (int r = 0; r < WARP && top + r < N; r++) {
         const int i = top + r;
         const bool valid = strip.fits && i < strip.n;
@@ -336,11 +351,11 @@ extern "C" __global__ void __launch_bounds__(WARP, RESIDENT)
         const real outside = strip.fits ? real(0) : static_cast<real>(nan(""));
         for (int j = lane; j < begin; j += WARP) up_rows[r * M + j] = outside;
         for (int j = end + lane; j < M; j += WARP) up_rows[r * M + j] = outside;
-        if (spoilt)
+        if (is_nan)
             for (int j = begin + lane; j < end; j += WARP)
                 up_rows[r * M + j] = static_cast<real>(nan(""));
     }
-    if (spoilt || !strip.fits || top >= strip.n) return;
+    if (is_nan || !strip.fits || top >= strip.n) return;
 
     real* tile = tiles;
     real* left_tile = tiles + WARP * RING;

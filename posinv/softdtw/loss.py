@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posinv.errors import InputError
-from posinv.lengths import Lengths
+from posinv.lengths import Lengths, on_device
 from posinv.softdtw.distance import (
     SquaredDistance,
     SquaredSelfDistance,
@@ -42,11 +42,13 @@ class SoftDTWLoss(nn.Module):
         divergence: subtract half the two self-alignments.
         cost: "sqeuclidean", the squared Euclidean distance of two frames; "cosine", one minus
             their cosine similarity, computed as half the squared distance of the L2-normalised
-            frames (a frame of zeros stays zero: at 1/2 from every other, without gradient); or a
-            function of x (B, N, D) and y (B, M, D) that returns their costs (B, N, M), which gets
-            the features with zeros beyond the lengths.
+            frames (a frame of zeros has the cost 1/2 to every other one and gets no gradient); or
+            a function of x (B, N, D) and y (B, M, D) that returns their costs (B, N, M). It gets
+            features that are zero beyond the lengths.
         bandwidth: Sakoe-Chiba band in frames, see :func:`~posinv.softdtw.soft_dtw`; None for none.
         backend: see :func:`~posinv.softdtw.soft_dtw`.
+        normalize_features: scale each frame to unit L2 norm first, as LASER does.
+        normalize_length: divide by the sum of the two frame counts, so that the loss is per frame.
 
     Raises:
         InputError: an argument out of range.
@@ -59,6 +61,8 @@ class SoftDTWLoss(nn.Module):
         cost: Cost = "sqeuclidean",
         bandwidth: int | None = None,
         backend: str = "auto",
+        normalize_features: bool = False,
+        normalize_length: bool = False,
     ) -> None:
         super().__init__()
         self.gamma = check_gamma("SoftDTWLoss", gamma)
@@ -72,12 +76,16 @@ class SoftDTWLoss(nn.Module):
         self.divergence = divergence
         self.cost = cost
         self.backend = backend
+        self.normalize_features = normalize_features
+        self.normalize_length = normalize_length
 
     def extra_repr(self) -> str:
         """Return the arguments, for print."""
         return (
             f"gamma={self.gamma}, divergence={self.divergence}, cost={self.cost!r},"
-            f" bandwidth={self.bandwidth}, backend={self.backend!r}"
+            f" bandwidth={self.bandwidth}, backend={self.backend!r},"
+            f" normalize_features={self.normalize_features},"
+            f" normalize_length={self.normalize_length}"
         )
 
     def forward(
@@ -87,7 +95,7 @@ class SoftDTWLoss(nn.Module):
         x_lengths: Lengths | None = None,
         y_lengths: Lengths | None = None,
     ) -> Tensor:
-        """Return the loss of each pair, summed along the path, not divided by any length.
+        """Return the loss of each pair: a sum along the path, unless ``normalize_length``.
 
         Args:
             x: (B, N, D) features, floating point; half precision is computed in float32. Frames
@@ -111,28 +119,36 @@ class SoftDTWLoss(nn.Module):
         y, y_lengths = valid_features("SoftDTWLoss", "y", y, "y_lengths", y_lengths)
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(dtype)
-        if callable(self.cost):
-            between, within = partial(_cost_of, self.cost), lambda x: _cost_of(self.cost, x, x)
-        else:
-            if self.cost == "cosine":
-                x, y = unit_frames(x) / math.sqrt(2), unit_frames(y) / math.sqrt(2)
+        if self.normalize_features:
+            x, y = F.normalize(x, dim=2), F.normalize(y, dim=2)
+        if self.cost == "cosine":
+            x, y = unit_frames(x) / math.sqrt(2), unit_frames(y) / math.sqrt(2)
+        if not callable(self.cost):
             centre = (mean_frame(x, x_lengths) + mean_frame(y, y_lengths)) / 2
             x, y = x - centre, y - centre
-            between, within = SquaredDistance.apply, SquaredSelfDistance.apply
 
-        loss = self._soft_dtw(between(x, y), x_lengths, y_lengths)
+        loss = self._soft_dtw(x, y, x_lengths, y_lengths)
         if self.divergence:
             loss = loss - 0.5 * (
-                self._soft_dtw(within(x), x_lengths, x_lengths)
-                + self._soft_dtw(within(y), y_lengths, y_lengths)
+                self._soft_dtw(x, x, x_lengths, x_lengths)
+                + self._soft_dtw(y, y, y_lengths, y_lengths)
             )
+        if self.normalize_length:
+            frames = on_device(x_lengths + y_lengths, x.shape[1] + y.shape[1], loss.device)
+            loss = loss / frames
         return loss
 
-    def _soft_dtw(self, cost: Tensor, x_lengths: Tensor, y_lengths: Tensor) -> Tensor:
+    def _soft_dtw(self, x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor) -> Tensor:
+        if callable(self.cost):
+            cost = _called(self.cost, x, y)
+        elif x is y:
+            cost = SquaredSelfDistance.apply(x)
+        else:
+            cost = SquaredDistance.apply(x, y)
         return soft_dtw(cost, x_lengths, y_lengths, self.gamma, self.bandwidth, self.backend)
 
 
-def _cost_of(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+def _called(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     cost = function(x, y)
     wanted = (x.shape[0], x.shape[1], y.shape[1])
     if not isinstance(cost, Tensor) or cost.shape != wanted:

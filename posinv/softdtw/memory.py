@@ -1,15 +1,15 @@
-"""Memory of a GPU, which alignments are large enough to exhaust."""
+"""Free memory of a GPU: alignments can be too large for it."""
 
 import torch
 from torch import Tensor
 
-_SLACK = 2**25  # bytes for small tensors, and for the allocator, which rounds up
+_SLACK = 2**25  # bytes kept for small tensors and for what the allocator adds by rounding up
 
 
 def has_room(cost: Tensor) -> bool:
-    """Whether there is memory for two more arrays like the cost.
+    """Whether there is memory for two more arrays of the cost's size.
 
-    Taken to be so on a CPU, and while a CUDA graph is captured, when a GPU can't be asked.
+    True on a CPU, and while a CUDA graph is captured: then a GPU can't be asked.
     """
     if not cost.is_cuda:
         return True
@@ -20,6 +20,6 @@ def has_room(cost: Tensor) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on a GPU, those that PyTorch keeps for reuse included."""
+    """Bytes that can be allocated on a GPU, including those that PyTorch keeps for reuse."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept - _SLACK

@@ -1,4 +1,4 @@
-"""Soft-DTW by its definition, cell by cell in float64: slow, and what the back ends answer to."""
+"""Soft-DTW by its definition, cell by cell in float64: slow; the other back ends must equal it."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 _PREDECESSORS = ((1, 1), (1, 0), (0, 1))  # in the order in which gamma = 0 breaks ties
 
 
-def _softmin(values: np.ndarray, gamma: float) -> float:
+def _softmin(values: np.ndarray, gamma: float) -> np.floating:
     low = values.min()
     if gamma == 0 or np.isinf(low):
         return low
@@ -21,9 +21,9 @@ def _utterance(cost: np.ndarray, gamma: float, bandwidth: int | None) -> tuple[f
     inside = abs(lag) <= (max(n, m) if bandwidth is None else bandwidth)
     if not np.isfinite(cost[inside]).all():
         return np.nan, np.where(inside, np.nan, 0.0)
-    total = np.full((n + 1, m + 1), np.inf)  # total[i + 1, j + 1]: over the paths to cell (i, j)
+    total = np.full((n + 1, m + 1), np.inf)  # total[i + 1, j + 1]: of the paths to cell (i, j)
     total[0, 0] = 0.0
-    weights = np.zeros((n, m, 3))  # of each cell, the share of its paths by predecessor
+    weights = np.zeros((n, m, 3))  # each cell's shares of its three predecessors
     for i, j in np.argwhere(inside):
         before = np.array([total[i + 1 - di, j + 1 - dj] for di, dj in _PREDECESSORS])
         softmin = _softmin(before, gamma)
@@ -37,7 +37,7 @@ def _utterance(cost: np.ndarray, gamma: float, bandwidth: int | None) -> tuple[f
     for i, j in np.argwhere(inside)[::-1]:
         for k, (di, dj) in enumerate(_PREDECESSORS):
             alignment[i + 1 - di, j + 1 - dj] += alignment[i + 1, j + 1] * weights[i, j, k]
-    return total[n, m], alignment[1:, 1:]
+    return float(total[n, m]), alignment[1:, 1:]
 
 
 def align(

@@ -1,7 +1,7 @@
-"""Soft-DTW in plain torch operations, on any device: one step per anti-diagonal for the batch.
+"""Soft-DTW in plain torch operations, on any device: one step per anti-diagonal of the batch.
 
-Accumulated costs and weights are float64 whatever the cost is, for the reason given in
-:mod:`posinv.softdtw.cpu`.
+Accumulated costs and weights are always float64, as the rounding error of float32 would change the
+weights (see :mod:`posinv.softdtw.cpu`).
 """
 
 import torch
@@ -27,7 +27,7 @@ def align(
     if bandwidth is not None:
         inside &= (i - j).abs() <= bandwidth
     not_finite = (inside & ~cost.isfinite()).flatten(1).any(1)
-    # Outside, a cost so large that no path goes there, and that N + M of them do not overflow.
+    # Outside cells cost so much that no path goes there; N + M of them do not overflow.
     flat = cost.double().masked_fill(not_finite[:, None, None], 0.0)
     flat = flat.masked_fill(~inside, _UNREACHABLE).flatten(1)
 
@@ -39,7 +39,7 @@ def align(
 
     last_diagonals = set((x_lengths + y_lengths - 2).tolist())
     value = flat.new_zeros(B)
-    # Column i + 1 holds row i; before (0, 0), on diagonal -2, lies the empty path.
+    # Column i + 1 holds row i. The diagonal predecessor of (0, 0), on diagonal -2, is 0.
     unreachable = flat.new_full((B, N + 1), _UNREACHABLE)
     before, last = unreachable.clone(), unreachable
     before[:, 0] = 0.0

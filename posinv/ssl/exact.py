@@ -1,10 +1,11 @@
-"""The forward of an SSL model over a padded batch in which padding changes nothing.
+"""The forward of an SSL model over a padded batch, exact: the padding has no effect.
 
-Zero-padding a batch changes what ``transformers`` gives for each utterance: Base models normalise
-their first convolution over time (group norm), and every model's positional convolution and
-attention see the padding. :func:`extract` calls the model's own modules, with the lengths at hand,
-so that each utterance gets what it gets alone. Nothing of the model changes meanwhile: threads may
-share it, and what gradient checkpointing computes again is what was computed first.
+In ``transformers``, the padding of a batch changes an utterance's hidden states. Base models
+normalise the output of their first convolution over time (group norm), and in every model the
+positional convolution and the attention see the padding. :func:`extract` calls the model's own
+modules, but uses the lengths, so that each utterance gets the hidden states that it gets alone. It
+does not modify the model. So threads may share a model, and gradient checkpointing computes again
+exactly what was computed first.
 """
 
 import math
@@ -12,18 +13,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from posinv.errors import InputError
 from posinv.lengths import Lengths, checked_lengths, valid_mask
 from posinv.ssl.load import check_layer, frame_lengths, hop, min_samples, norm_is_last
+
+_Module = Any  # a module of transformers: mypy takes an nn.Module's attributes for Tensor | Module
 
 
 def extract(
@@ -34,24 +37,24 @@ def extract(
     time_mask: Tensor | None = None,
     layer: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return an SSL model's hidden states of a padded batch, each utterance's as it has them alone.
+    """Return an SSL model's hidden states of a padded batch; each utterance's are as if alone.
 
-    Dropout is on where modules are in training mode; layer drop and SpecAugment stay off.
+    Dropout is on in modules in training mode; layer drop and SpecAugment are always off.
 
     Args:
         model: A model of :data:`~posinv.ssl.load.MODEL_TYPES`.
-        waves: (B, T) floating point, which is brought to the model's own; samples past an
-            utterance's length are not read.
-        lengths: (B,) int, in samples; on the CPU, a GPU is not waited for.
+        waves: (B, T) floating point, converted to the model's type; samples past an utterance's
+            length are not read.
+        lengths: (B,) int, in samples. If they are on the CPU, nothing waits for a GPU.
         normalize: Bring each utterance to zero mean and unit variance over its true length.
         time_mask: (B, F) bool, frames that get the model's mask embedding (masked prediction).
         layer: 0 to L, or -1 for the last: that hidden state alone, and no layer above it is
             computed. None for all.
 
     Returns:
-        ``(B, F, D)``, or ``(L + 1, B, F, D)`` for all, zero past an utterance's end, F the longest
-        utterance's frames; ``[i]`` is what ``transformers`` calls ``hidden_states[i]``. And the
-        frame lengths (B,), where ``lengths`` are.
+        The hidden state ``(B, F, D)``, or all ``(L + 1, B, F, D)``, of which ``[i]`` is
+        ``hidden_states[i]`` of ``transformers``. F is the longest utterance's frames; frames past
+        an utterance's end are zero. And the frame lengths (B,), on the device of ``lengths``.
 
     Raises:
         InputError: Other shapes or types, a layer out of range, an utterance of less than one
@@ -64,7 +67,8 @@ def extract(
     frames = frame_lengths(config, samples)
     x = _convolve(model, waves, samples)  # B, F, C
     valid = valid_mask(frames, x.size(1), x.device)
-    x = model.feature_projection(x)
+    projection: _Module = model.feature_projection
+    x = projection(x)
     if isinstance(x, tuple):
         x = x[0]
     if time_mask is not None:
@@ -83,7 +87,8 @@ def model_output(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
     They differ in Large models, whose encoder ends in a layer norm.
     """
-    return model.encoder.layer_norm(hidden) if norm_is_last(model.config) else hidden
+    encoder: _Module = model.encoder
+    return encoder.layer_norm(hidden) if norm_is_last(model.config) else hidden
 
 
 def _checked_samples(config: PreTrainedConfig, waves: Tensor, lengths: Lengths) -> Tensor:
@@ -110,7 +115,7 @@ def _checked_samples(config: PreTrainedConfig, waves: Tensor, lengths: Lengths) 
 
 
 def _prepared(waves: Tensor, samples: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
-    """Return the waveforms as the model takes them, zero past their lengths."""
+    """Return the model's input: zero past the lengths, normalised if asked for, of its type."""
     waves = waves[:, : int(samples.max())]
     valid = valid_mask(samples, waves.size(1), waves.device)  # B, T
     waves = waves.masked_fill(~valid, 0.0)
@@ -120,14 +125,14 @@ def _prepared(waves: Tensor, samples: Tensor, normalize: bool, dtype: torch.dtyp
 
 
 def _normalize(waves: Tensor, valid: Tensor) -> Tensor:
-    """Zero mean and unit variance as ``Wav2Vec2FeatureExtractor`` has them; ``waves`` 0-padded."""
+    """Normalise zero-padded waveforms as ``Wav2Vec2FeatureExtractor`` does."""
     count = valid.sum(1, keepdim=True)
     centred = (waves - waves.sum(1, keepdim=True) / count) * valid
     variance = centred.square().sum(1, keepdim=True) / count
     return centred / (variance + 1e-7).sqrt()
 
 
-def _masked(model: PreTrainedModel, x: Tensor, time_mask: Tensor) -> Tensor:
+def _masked(model: _Module, x: Tensor, time_mask: Tensor) -> Tensor:
     if time_mask.shape != x.shape[:2]:
         raise InputError(
             f"time_mask must be {tuple(x.shape[:2])}, got shape {tuple(time_mask.shape)}"
@@ -137,30 +142,30 @@ def _masked(model: PreTrainedModel, x: Tensor, time_mask: Tensor) -> Tensor:
     return torch.where(time_mask[:, :, None], model.masked_spec_embed.to(x.dtype), x)
 
 
-def _call(layer: GradientCheckpointingLayer, forward: Callable, x: Tensor, *args: Tensor) -> object:
-    """Call a layer of ``transformers``, or our own forward of it, under gradient checkpointing.
+def _call(layer: _Module, forward: Callable, x: Tensor, *args: Tensor | None) -> Tensor:
+    """Call a layer of ``transformers``, with gradient checkpointing if that is enabled.
 
     Args:
         layer: The layer.
-        forward: It, or a function that does its work.
+        forward: The layer itself, or our function that takes its place.
         x: Its input.
-        args: The function's other arguments.
+        args: Its other arguments.
     """
     checkpoints = layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()
     if checkpoints and not x.requires_grad and any(p.requires_grad for p in layer.parameters()):
-        # Re-entrant checkpointing gives the parameters a gradient only if the input takes one.
+        # Re-entrant checkpointing gives parameters a gradient only if the input requires one.
         x = x.detach().requires_grad_()
     if checkpoints and forward is not layer:
         return layer._gradient_checkpointing_func(forward, x, *args)
     return forward(x, *args)
 
 
-def _convolve(model: PreTrainedModel, waves: Tensor, samples: Tensor) -> Tensor:
+def _convolve(model: _Module, waves: Tensor, samples: Tensor) -> Tensor:
     """Return the convolutions' features (B, F, C) of zero-padded waveforms (B, T).
 
-    Where no gradient goes through them, one utterance goes after the other: no time goes into
-    padding. Otherwise, where that takes longer for small models on several threads, the batch goes
-    at once, and group norm alone takes one utterance after the other.
+    Without gradient, they take one utterance after the other, which saves the time for padding.
+    With gradient, that would be slower for small models on several threads. There they take the
+    whole batch at once, and only group norm takes one utterance after the other.
     """
     extractor = model.feature_extractor
     learns = waves.requires_grad or any(p.requires_grad for p in extractor.parameters())
@@ -183,18 +188,16 @@ def _convolve(model: PreTrainedModel, waves: Tensor, samples: Tensor) -> Tensor:
 
 
 def _has_group_norm(layer: nn.Module) -> bool:
-    """Whether it is the first convolution of a Base model."""
+    """Whether this is the first convolution of a Base model."""
     return isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
 
 
-def _normalised_alone(layer: nn.Module, counts: Sequence[int], x: Tensor) -> Tensor:
-    """Do the first layer of a Base model, its group norm over each utterance's own frames.
-
-    ``F.group_norm`` gives exactly what the utterance gets alone.
+def _normalised_alone(layer: _Module, counts: Sequence[int], x: Tensor) -> Tensor:
+    """Compute the first layer of a Base model, with group norm over each utterance's own frames.
 
     Args:
         layer: The layer.
-        counts: (B,) frames of its convolution that utterances have.
+        counts: (B,) frames of each utterance after the convolution.
         x: (B, 1, T).
     """
     x, norm = layer.conv(x), layer.layer_norm
@@ -210,16 +213,17 @@ def _normalised_alone(layer: nn.Module, counts: Sequence[int], x: Tensor) -> Ten
     return layer.activation(x)
 
 
-# What of the first convolution's output a CPU makes at a time. Larger tensors come fresh from the
-# system, each time; for HuBERT-Base that takes a third of all the convolutions' time.
+# On a CPU, the size of the first convolution's output for one piece of audio. The memory of larger
+# tensors is requested from the system each time, which takes a third of the time of HuBERT-Base's
+# convolutions.
 _PIECE_BYTES = 8 * 2**20
 
 
-def _convolve_alone(model: PreTrainedModel, wave: Tensor) -> Tensor:
+def _convolve_alone(model: _Module, wave: Tensor) -> Tensor:
     """Return the convolutions' features (1, C, F) of one utterance (1, T), without gradient."""
     config, layers = model.config, list(model.feature_extractor.conv_layers)
     kernel, stride = config.conv_kernel[0], config.conv_stride[0]
-    rows = hop(config) // stride  # of the first convolution's output, to a frame
+    rows = hop(config) // stride  # of the first convolution's output, for one frame
     frames = max(1, _PIECE_BYTES // (4 * config.conv_dim[0] * rows))
     pieces = _pieces(wave, frames, hop(config), min_samples(config))
     if wave.device.type != "cpu" or len(pieces) == 1:
@@ -236,7 +240,10 @@ def _convolve_alone(model: PreTrainedModel, wave: Tensor) -> Tensor:
 
 
 def _pieces(wave: Tensor, outputs: int, stride: int, field: int) -> list[Tensor]:
-    """Cut (1, T) into what gives so many outputs each, of ``field`` samples every ``stride``."""
+    """Cut (1, T) into overlapping pieces that give ``outputs`` outputs each, the last one fewer.
+
+    An output is computed from ``field`` samples, and the next one ``stride`` samples later.
+    """
     count = (wave.size(1) - field) // stride + 1
     return [
         wave[:, start * stride : (min(start + outputs, count) - 1) * stride + field]
@@ -244,16 +251,16 @@ def _pieces(wave: Tensor, outputs: int, stride: int, field: int) -> list[Tensor]
     ]
 
 
-def _normalised_over(layer: nn.Module, pieces: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return the first layer of a Base model, its group norm's statistics those of all pieces."""
-    norm = layer.layer_norm  # of as many groups as channels
+def _normalised_over(layer: _Module, pieces: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return the first layer of a Base model, with group norm's statistics over all pieces."""
+    norm = layer.layer_norm  # one group a channel
     counts, means, variances = [], [], []
     for piece in pieces:
         x = layer.conv(piece[:, None])[0]  # C, N
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         counts.append(x.size(1))
         means.append(x.mean(1))
-        variances.append((x - means[-1][:, None]).square_().mean(1))  # torch.var: 20 times as long
+        variances.append((x - means[-1][:, None]).square_().mean(1))  # torch.var: 20 times slower
     share = torch.tensor(counts, dtype=x.dtype)[:, None] / sum(counts)
     mean = (share * torch.stack(means)).sum(0)
     within, between = torch.stack(variances), (torch.stack(means) - mean).square()
@@ -268,8 +275,8 @@ def _normalised_over(layer: nn.Module, pieces: Sequence[Tensor]) -> Callable[[Te
     return forward
 
 
-def _hidden_states(model: PreTrainedModel, x: Tensor, valid: Tensor, last: int) -> Iterator[Tensor]:
-    """Give the hidden states (B, F, D) from 0 to ``last``, of projected features (B, F, D)."""
+def _hidden_states(model: _Module, x: Tensor, valid: Tensor, last: int) -> Iterator[Tensor]:
+    """Yield the hidden states (B, F, D), 0 to ``last``, of projected features (B, F, D)."""
     encoder = model.encoder
     x = x.masked_fill(~valid[:, :, None], 0.0)
     x = x + _position(encoder.pos_conv_embed, x, valid)
@@ -292,8 +299,8 @@ def _hidden_states(model: PreTrainedModel, x: Tensor, valid: Tensor, last: int) 
         yield x
 
 
-def _position(embedding: nn.Module, x: Tensor, valid: Tensor) -> Tensor:
-    """Do the positional convolutions of (B, F, D), in front of each of which padding is zero."""
+def _position(embedding: _Module, x: Tensor, valid: Tensor) -> Tensor:
+    """Compute the positional convolutions of (B, F, D), each on input whose padding is zero."""
     padding = ~valid[:, None]
     x = x.mT
     if hasattr(embedding, "layers"):  # data2vec-audio
@@ -308,15 +315,15 @@ def _position(embedding: nn.Module, x: Tensor, valid: Tensor) -> Tensor:
 def _attention_mask(config: PreTrainedConfig, x: Tensor, valid: Tensor) -> Tensor | None:
     """Return the layers' ``attention_mask``."""
     if config._attn_implementation == "sdpa":
-        # That of transformers looks whether there is padding, which waits for a GPU.
+        # create_bidirectional_mask checks whether there is padding, which waits for a GPU.
         return valid[:, None, None]
     return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=valid)
 
 
 def _wavlm_layer(
-    layer: nn.Module, norm_first: bool, x: Tensor, bias: Tensor, valid: Tensor
+    layer: _Module, norm_first: bool, x: Tensor, bias: Tensor, valid: Tensor
 ) -> Tensor:
-    """Do an encoder layer of WavLM.
+    """Compute an encoder layer of WavLM.
 
     Args:
         layer: The layer.
@@ -333,10 +340,10 @@ def _wavlm_layer(
 
 
 def _attend(attention: WavLMAttention, x: Tensor, bias: Tensor, valid: Tensor) -> Tensor:
-    """Do WavLM's self-attention (B, F, D) as the other families do theirs.
+    """Compute WavLM's self-attention, (B, F, D), by PyTorch's function for the other families.
 
-    ``transformers`` puts frames before utterances, which PyTorch then projects frame by frame, and
-    keeps the heads' weights to average them.
+    The code in ``transformers`` is slower: it puts the frame dimension first, so that PyTorch
+    projects frame by frame, and keeps the heads' weights to average them.
 
     Args:
         attention: The module.

@@ -1,4 +1,4 @@
-"""An SSL model's configuration, its weights, what of it is trained, and how it is saved."""
+"""Loading and saving of SSL models, and the choice of the parameters to train."""
 
 import json
 import logging
@@ -95,7 +95,7 @@ def check_layer(config: PreTrainedConfig, layer: int | None) -> int:
 def norm_is_last(config: PreTrainedConfig) -> bool:
     """Whether the encoder's layer norm comes after the layers (Large models), not before them.
 
-    It makes the model's output of the last hidden state, and no hidden state depends on it.
+    If so, it turns the last hidden state into the model's output. No hidden state depends on it.
     """
     return config.model_type != "data2vec-audio" and config.do_stable_layer_norm
 
@@ -111,7 +111,7 @@ def load_model(
         random_init: Draw the weights from torch's generator instead of loading them.
 
     Raises:
-        InputError: The weights cannot be loaded, or are not those of the configuration.
+        InputError: The weights cannot be loaded, or do not belong to the configuration.
     """
     if random_init:
         return AutoModel.from_config(config, dtype=torch.float32)
@@ -124,7 +124,7 @@ def load_model(
         raise InputError(
             f"SSL model {name_or_path}: its weights cannot be loaded ({_first_line(error)})"
         ) from error
-    # A model without mask embedding is used without masks.
+    # Only masked prediction needs the mask embedding.
     missing = sorted(k for k in info["missing_keys"] if "masked_spec_embed" not in k)
     if missing:
         raise InputError(
@@ -152,11 +152,10 @@ def reads_normalized(name_or_path: str | os.PathLike) -> bool:
 
 
 def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normalize: bool) -> None:
-    """Write a folder that ``from_pretrained`` and :class:`~posinv.ssl.upstream.SSLUpstream`
-    load.
+    """Write a model as a folder for ``from_pretrained`` and ``posinv.ssl.SSLUpstream``.
 
-    It holds ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``, and appears
-    complete or not at all.
+    It holds ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``, and is written
+    atomically.
 
     Args:
         model: The SSL model.
@@ -170,7 +169,7 @@ def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normal
         with _no_progress_bar():
             model.save_pretrained(fresh)
         Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(fresh)
-        # safetensors keeps the weights from other users.
+        # safetensors writes files that other users cannot read.
         for file in fresh.iterdir():
             file.chmod(0o644)
 
@@ -178,8 +177,8 @@ def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normal
 def set_trainable(model: PreTrainedModel, patterns: Sequence[str]) -> None:
     """Freeze every parameter but those whose names match a shell-style pattern.
 
-    What no hidden state depends on is frozen in any case, as it would get no gradient: the mask
-    embedding, an adapter behind the encoder, and a Large model's final layer norm.
+    Parameters that no hidden state depends on would get no gradient and are always frozen: the
+    mask embedding, an adapter after the encoder, and a Large model's final layer norm.
 
     Raises:
         InputError: A pattern matches no parameter that the hidden states depend on.
@@ -225,7 +224,7 @@ def _train_where_trainable(module: nn.Module, unused: Set[nn.Parameter]) -> None
 
 def _unused(model: PreTrainedModel) -> Set[nn.Parameter]:
     """Return the parameters that no hidden state depends on when nothing is masked."""
-    prefixes = ("masked_spec_embed", "adapter.")
+    prefixes: tuple[str, ...] = ("masked_spec_embed", "adapter.")
     if norm_is_last(model.config):
         prefixes += ("encoder.layer_norm.",)
     return {p for name, p in model.named_parameters() if name.startswith(prefixes)}

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -16,18 +17,18 @@ from posinv.ssl.exact import extract
 class SSLUpstream(nn.Module):
     """An SSL speech model: the hidden states of a padded batch.
 
-    ``(waves (B, T), lengths (B,))`` gives ``(hidden (L + 1, B, F, D), frame_lengths (B,))``, where
-    ``hidden[i]`` is, for each utterance, what ``transformers`` gives as ``hidden_states[i]`` of
-    that utterance alone, and zero past its end. See :func:`~posinv.ssl.exact.extract`.
+    ``(waves (B, T), lengths (B,))`` gives ``(hidden (L + 1, B, F, D), frame_lengths (B,))``. For
+    each utterance, ``hidden[i]`` equals ``hidden_states[i]`` of ``transformers`` for that utterance
+    alone, and is zero past its end. See :func:`~posinv.ssl.exact.extract`.
 
-    Every parameter is frozen but those whose names match ``trainable``, see
-    :func:`~posinv.ssl.load.set_trainable`. Modules without trainable parameters stay in eval mode
-    whatever ``train()`` asks. The model itself is :attr:`model`.
+    Parameters are frozen unless their names match ``trainable``, see
+    :func:`~posinv.ssl.load.set_trainable`. Modules without trainable parameters stay in eval mode,
+    also after ``train()``. The model itself is :attr:`model`.
 
     Args:
         name_or_path: A local folder or a Hugging Face hub name.
         random_init: Draw the weights from torch's generator instead of loading them; a folder
-            then needs no more than a ``config.json``.
+            then needs only a ``config.json``.
         trainable: Shell-style patterns over the parameter names of :attr:`model`, for example
             ``encoder.layers.10.*``.
         normalize: Bring each utterance to zero mean and unit variance. None: what the model's
@@ -86,7 +87,7 @@ class SSLUpstream(nn.Module):
         return load.check_layer(self.config, layer)
 
     def train(self, mode: bool = True) -> "SSLUpstream":
-        """Set the training mode where parameters are trainable; all else stays in eval mode."""
+        """Set the training mode of modules with trainable parameters; others stay in eval mode."""
         super().train(False)
         if mode:
             load.train_where_trainable(self.model)
@@ -117,10 +118,11 @@ class SSLUpstream(nn.Module):
 
 
 class Frozen:
-    """A module that the ``nn.Module`` holding it does not see.
+    """A frozen module that is hidden from the ``nn.Module`` that holds it.
 
-    It stays out of its holder's parameters, checkpoints, device moves and ``train()``; it is in
-    eval mode, takes no gradient in its parameters (its input may) and follows its input's device.
+    It is not among its holder's parameters nor in its checkpoints, and the holder's ``to()`` and
+    ``train()`` do not reach it. It is in eval mode; its parameters get no gradient, its input may.
+    It moves to its input's device.
 
     Args:
         module: The module, also :attr:`module`.
@@ -129,8 +131,8 @@ class Frozen:
     def __init__(self, module: nn.Module):
         self.module = module.eval().requires_grad_(False)
 
-    def __call__(self, x: Tensor, *args: object, **kwargs: object) -> object:
-        """Call the module, moved to the device of ``x`` first if it is elsewhere."""
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Call the module; if it is on another device than ``x``, move it there first."""
         held = next(chain(self.module.parameters(), self.module.buffers()), None)
         if held is not None and held.device != x.device:
             self.module.to(x.device)

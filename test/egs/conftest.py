@@ -62,9 +62,11 @@ class Recipe:
             assert len(re.findall(rf"{stage}(?!done|kept)", output, re.M)) == 1
             assert len(re.findall(rf"{stage}done in \d+ s$", output, re.M)) == 1
 
-    def table(self, output: str) -> list[str]:
-        """Return the rows of RESULTS.md, which must be on the terminal, too, with their origin."""
-        text = (self.dir / "RESULTS.md").read_text()
+    def table(self, output: str, results: str = "exp/RESULTS.md") -> list[str]:
+        """Return the rows of the results, which must be on the terminal, too, with their origin."""
+        assert f" the table: {self.dir / results}\n" in output
+        assert not (self.dir / "RESULTS.md").exists()
+        text = (self.dir / results).read_text()
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert all(row in output for row in rows)
         name = f"egs/{self.dir.parent.name}/{self.dir.name}/run.sh"

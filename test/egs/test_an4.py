@@ -42,7 +42,7 @@ def test_enh1(recipe, db):
     assert {split: len(data.wav) for split, data in sets.items()} == SIZES
     assert sets["test"].text["mmxg-cen8-b"] == "OCTOBER TWENTY FOUR NINETEEN SEVENTY"
     an4.check_stages(done.stdout, last=9)
-    assert (an4.dir / "RESULTS.md").read_text().startswith("# AN4: ")
+    assert (an4.dir / "exp/RESULTS.md").read_text().startswith("# AN4: ")
     systems = ["noisy input", "before fine-tuning", "ssl_mse_pad", "ssl_xcorr"]
     check_table(an4.table(done.stdout), systems, ["test_clean", "test_seen"])
 

@@ -37,7 +37,7 @@ def test_table(mini):
         assert sum(row.split("|")[1].strip() == system for row in rows) == 3  # PER, WER, signal
     for name in [*SETS, "SI-SDR", "STOI", "PESQ"]:
         assert any(name in row for row in rows)
-    text = (recipe.dir / "RESULTS.md").read_text()
+    text = (recipe.dir / "exp/RESULTS.md").read_text()
     assert text.startswith(
         "# mini: enhancement fine-tuned through a small SSL model, synthetic speech\n"
     )
@@ -72,7 +72,7 @@ def test_other_options_in_the_same_directory_are_refused(mini):
     recipe, _ = mini
     done = recipe.run("--stage", 5, "--stop_stage", 5, "--enh_config", "conf/finetune.yaml")
     assert done.returncode != 0
-    assert "exp/enh was made by another command or from other inputs" in done.stderr
+    assert "exp/enh was made by another training: " in done.stderr
 
 
 def test_checkpoint_of_another_shape(mini):
@@ -241,6 +241,22 @@ def test_unknown_criterion(mini):
     assert "conf/criteria/ssl_mze.yaml: not found" in done.stderr
 
 
+def test_stale_results_are_refused(mini):
+    """Other noise under the same names and of the same lengths; the last test that uses the run."""
+    recipe, _ = mini
+    done = recipe.run("--stage", 2, "--noise_seed", 1, *MINI)
+    assert done.returncode != 0
+    assert (
+        "exp/enh was made by another training: dump/raw/dev_noisy/utt2digest: another content "
+        "there, changed now; dump/raw/train_noisy/utt2digest: another content" in done.stderr
+    )
+    # The speech is the same, and so is the SSL model made from it.
+    assert "exp/ssl: finished already, by this command from these inputs: kept" in done.stdout
+    done = recipe.run("--stage", 9, *MINI)
+    assert done.returncode != 0
+    assert "changed after this was made: run the earlier stages again" in done.stderr
+
+
 @pytest.mark.full
 def test_fsdd(recipe, shared_data):
     fsdd = recipe("fsdd/enh1")
@@ -259,6 +275,6 @@ def test_fsdd(recipe, shared_data):
         "1 2",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    text = (fsdd.dir / "RESULTS.md").read_text()
+    text = (fsdd.dir / "exp/RESULTS.md").read_text()
     assert "±" in text
     assert "recorded" in (fsdd.dir / "data" / "test_unseen" / "manifest.tsv").read_text()

@@ -257,7 +257,7 @@ def test_data(ssft):
 @pytest.mark.full
 def test_table_has_the_published_figures_beside_ours(ssft):
     recipe, output = ssft
-    text = (recipe.dir / "RESULTS.md").read_text()
+    text = (recipe.dir / "exp/hubert/RESULTS.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
     header = [cell.strip() for cell in rows[0].strip("|").split(" | ")]
     assert header[:3] == ["SSL model", "PER test_clean", "published"]
@@ -334,7 +334,7 @@ def test_noise_is_demands_and_the_draw_follows_the_utterance_alone(enh):
 @pytest.mark.full
 def test_se_table(enh, server):
     recipe, output = enh
-    text = (recipe.dir / "RESULTS.md").read_text()
+    text = (recipe.dir / "exp/RESULTS.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
     for system in ("noisy input", "before fine-tuning", "ssl_softdtw"):
         assert sum(row.split("|")[1].strip() == system for row in rows) == 3

@@ -157,3 +157,15 @@ def test_unbalanced_quotes(checkout, recipe):
     done = recipe("quotes/ssft1").run("--local_data_opts", "--train 'a b", *SHORT)
     assert done.returncode != 0
     assert "quote" in done.stderr
+
+
+def test_run_sh_started_in_other_ways(checkout, tmp_path):
+    """A link to it works; sh, where that is not bash, is told so."""
+    script = checkout / "egs/mini/enh1/run.sh"
+    link = tmp_path / "a link.sh"
+    link.symlink_to(script)
+    done = subprocess.run([link, "--stage", "77"], text=True, capture_output=True)
+    assert done.stderr == "error: --stage 77: the last stage is 9\n"
+    done = subprocess.run(["dash", script, "--stage", "77"], text=True, capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {script} needs bash: start it as ./run.sh\n"

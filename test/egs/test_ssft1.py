@@ -137,4 +137,4 @@ def test_fsdd(recipe, shared_data):
         *("--ssl_units", 10, "--methods", "laser", "--seeds", "1 2", "--pr_lrs", "1e-3"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "±" in (fsdd.dir / "RESULTS.md").read_text()
+    assert "±" in (fsdd.dir / "exp/RESULTS.md").read_text()

@@ -3,13 +3,16 @@
 import pytest
 
 TRAIN = """
-for file in options jobs train; do . "$scripts/$file.sh"; done
-cmd_backend=local num_nodes=1
+for file in options records jobs train; do . "$scripts/$file.sh"; done
+. ./path.sh
+cmd_backend=local num_nodes=1 python=python3
 opt ngpu 0 "GPUs"
 opt name "a b" "a name"
+opt conf "max_epoch: 2" "the configuration"
 parse_options "$@"
 echo "$name" > input
-train exp/x input -- bash -c 'echo run >> runs; [ ! -e broken ]' _
+echo "$conf" > "a conf.yaml"
+train exp/x input "a conf.yaml" -- bash -c 'echo run >> runs; [ ! -e broken ]' _ --lr $((ngpu > 5))
 """
 
 
@@ -34,10 +37,55 @@ def test_train_once(train):
     assert runs.read_text() == "run\n"
     # Another number of GPUs is no other training; other inputs are.
     assert train("--ngpu", "1").returncode == 0
-    other = train("--name", "other")
-    assert other.returncode != 0
-    assert "made by another command or from other inputs" in other.stderr
     assert runs.read_text() == "run\n"
+
+
+@pytest.mark.parametrize(
+    "args, difference",
+    [
+        (["--name", "other"], "input: another content there, changed now"),
+        (["--ngpu", "6"], "--lr: 0 there, 1 now"),
+        (["--conf", "max_epoch: 1"], "max_epoch: 2 there, 1 now"),
+        (["--conf", "{max_epoch: 3, optim: {lr: 1}}"], "optim.lr: none there, 1 now"),
+    ],
+)
+def test_another_training_is_refused(train, args, difference):
+    assert train().returncode == 0
+    other = train(*args)
+    assert other.returncode != 0
+    [line] = other.stderr.splitlines()
+    assert "exp/x was made by another training: " in line
+    assert difference in line
+    assert "remove it, or choose another --expdir" in line
+    assert (train.folder / "runs").read_text() == "run\n"
+    assert "finished already" in train().stdout
+
+
+def test_more_epochs_go_on(train):
+    assert train().returncode == 0
+    more = train("--conf", "max_epoch: 3")
+    assert more.returncode == 0, more.stderr
+    assert "exp/x: max_epoch has grown to 3: the training goes on" in more.stdout
+    assert "exp/x: resuming" in more.stdout
+    assert (train.folder / "runs").read_text() == "run\nrun\n"
+    assert "finished already" in train("--conf", "max_epoch: 3").stdout
+
+
+def test_results_of_changed_inputs_are_refused(bash):
+    script = """
+    for file in options records; do . "$scripts/$file.sh"; done
+    mkdir -p "exp x/a"
+    echo 1 > "in put"
+    record_inputs "exp x/a/scores.json" "in put"
+    check_records "exp x"
+    echo same
+    echo 2 > "in put"
+    check_records "exp x"
+    """
+    done = bash(script)
+    assert done.stdout == "same\n"
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: exp x/a/scores.json: in put changed after this was made: run")
 
 
 def test_train_resumes_after_a_failure(train):

@@ -5,6 +5,16 @@ from tiny_ssl import TINY_SSL
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 
+@pytest.fixture
+def seeded():
+    """Random seed 0, and one thread: with models this small, threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_ssl(tmp_path_factory):
     """A folder with a random HuBERT of 3 layers, 32 wide, group norm as in HuBERT-Base."""

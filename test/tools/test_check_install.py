@@ -12,7 +12,7 @@ SCRIPT = Path(check_install.__file__)
 
 @pytest.fixture
 def distribution(tmp_path):
-    """An installed distribution of one file, and its metadata's folder."""
+    """An installed package with one file, and its metadata's folder."""
     folder = tmp_path / "some_package-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: some-package\nVersion: 1.0\n")
@@ -73,7 +73,7 @@ def test_wrong_soft_dtw_and_failing_checks_are_said(monkeypatch, capsys):
 
 
 def test_this_installation():
-    """The command itself, in a locale that has no ✓."""
+    """The command in a locale without the character ✓."""
     done = subprocess.run(
         [sys.executable, SCRIPT],
         capture_output=True,

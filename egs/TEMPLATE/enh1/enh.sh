@@ -14,7 +14,7 @@ opt enh_model "" "another enhancement model in its place, such as conf/enh/tfgri
 opt enh_checkpoint "" "weights of the enhancement model, a released DEMUCS's or an ESPnet training's; empty: pretrain it here"
 opt finetune_config conf/finetune.yaml "configuration of fine-tuning, without model and criterion" file
 opt criteria "ssl_mse ssl_mse_pad ssl_softdtw ssl_xcorr" "criteria to fine-tune with, each in conf/criteria/<name>.yaml" yaml_in conf/criteria
-opt test_conditions "clean seen unseen shift rate" "conditions of the test sets" some_of clean seen unseen shift rate
+opt test_conditions "clean seen unseen shift rate" "conditions of the test sets" some_of clean seen unseen shift rate noisy
 start_recipe "$@"
 
 systems="noisy enh $criteria"
@@ -42,8 +42,10 @@ prepare_enhancement() {
     if [ -n "$enh_checkpoint" ]; then
         run_here "$enh/import.log" "$python" -m posinv.bin.enh_import \
             --config "${enh_model:-$enh_config}" --checkpoint "$enh_checkpoint" --output_dir "$enh"
+        record_inputs "$enh/valid.loss.best.pth" "${enh_model:-$enh_config}" "$enh_checkpoint"
     else
-        train "$enh" "$enh_config" "$train/utt2num_samples" ${enh_model:+"$enh_model"} \
+        train "$enh" "$enh_config" ${enh_model:+"$enh_model"} \
+            "$train/utt2digest" "$valid/utt2digest" \
             -- "${enh_train[@]}" --config "$enh_config" --seed 1 ${enh_model:+--model_config "$enh_model"}
     fi
 }
@@ -51,8 +53,8 @@ prepare_enhancement() {
 finetune() {  # finetune CRITERION SEED
     local criterion=conf/criteria/$1.yaml ssl_files
     ssl_files_of "$ssl"
-    train "$expdir/seed$2/$1" "$finetune_config" "$criterion" "$train/utt2num_samples" \
-        "$enh/config.yaml" "$enh/valid.loss.best.pth" "${ssl_files[@]}" \
+    train "$expdir/seed$2/$1" "$finetune_config" "$criterion" "$train/utt2digest" \
+        "$valid/utt2digest" "$enh/config.yaml" "$enh/valid.loss.best.pth" "${ssl_files[@]}" \
         -- "${enh_train[@]}" --config "$finetune_config" --seed "$2" \
         --criterion_file "$criterion" --ssl "$ssl" \
         --model_config "$enh/config.yaml" --init_param "$enh/valid.loss.best.pth"
@@ -62,7 +64,8 @@ enhance() {  # enhance SYSTEM SEED: the test sets, with their scores
     local out=$expdir/seed$2/$1/enhanced model scp=$raw/test_all/wav.scp
     model=$(enhancement_of "$1" "$2")
     if [ -n "$model" ]; then
-        run_parts "$out" "$scp" "$model/config.yaml" "$model/valid.loss.best.pth" \
+        run_parts "$out" "$scp" "$raw/test_all/utt2digest" "$model/config.yaml" \
+            "$model/valid.loss.best.pth" \
             -- "$python" -m posinv.bin.enh_inference --ngpu "$inference_gpu" \
             --fs "$sampling_rate" --output_dir "$out/part{job}" \
             --data_path_and_name_and_type "$out/part{job}/list,speech_mix,sound" \
@@ -72,6 +75,7 @@ enhance() {  # enhance SYSTEM SEED: the test sets, with their scores
     fi
     run_job data "$out/score.log" "$python" -m posinv.bin.score_enh --ref_scp "$raw/test_all/spk1.scp" \
         --inf_scp "$scp" --utt2set "$raw/test_all/utt2set" --nj 1 --out "$out/scores.json"
+    record_inputs "$out/scores.json" "$raw/test_all/utt2digest" "$raw/test_all/utt2set" "$scp"
 }
 
 if begin_stage 1 "data"; then
@@ -79,13 +83,22 @@ if begin_stage 1 "data"; then
     end_stage
 fi
 if begin_stage 2 "noisy sets"; then
-    noisy "$train_set" noisy seen "$train_snrs" --copies "$noisy_copies"
-    noisy "$valid_set" noisy seen "$train_snrs"
-    make_noisy_test_sets
+    if [ "$mix_noise" = true ]; then
+        noisy "$train_set" noisy seen "$train_snrs" --copies "$noisy_copies"
+        noisy "$valid_set" noisy seen "$train_snrs"
+        make_noisy_test_sets
+    fi
     end_stage
 fi
 if begin_stage 3 "format to $raw, token lists"; then
-    format_sets "${train_set}_noisy" "${valid_set}_noisy"
+    for set in "$train_set" "$valid_set"; do
+        if [ "$mix_noise" = true ]; then
+            format "${set}_noisy" "${set}_noisy"
+        else
+            format "$set" "${set}_noisy"
+        fi
+    done
+    format_sets
     end_stage
 fi
 # At the same time, where --train_nj allows it: they do not depend on each other.
@@ -128,15 +141,18 @@ if begin_stage 8 "PR and ASR heads, decode, PER, WER" eval; then
     end_stage
 fi
 if begin_stage 9 "table of results"; then
+    check_records "$enh"
+    check_systems
     # shellcheck disable=SC2206  # a list
     rows=("noisy=noisy input" "enh=before fine-tuning" $criteria)
     enh_sets=()
     for condition in "${conditions[@]}"; do
-        case $condition in seen | unseen) enh_sets+=("${test_set}_$condition") ;; esac
+        case $condition in seen | unseen | noisy) enh_sets+=("${test_set}_$condition") ;; esac
     done
     "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems "${rows[@]}" \
         --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
         --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" \
         ${published:+--published "$published"}
+    log "the table: $PWD/$results"
     end_stage
 fi

@@ -36,7 +36,7 @@ make_noisy_test_sets() {
     local condition
     for condition in "${conditions[@]}"; do
         case $condition in
-            clean) ;;
+            clean | noisy) ;;
             seen | unseen) noisy "$test_set" "$condition" "$condition" "$test_snrs" ;;
             shift) noisy "$test_set" shift seen "$test_snrs" --silence 0.2 1.0 ;;
             rate) noisy "$test_set" rate seen "$test_snrs" --speeds "0.85 1.15" ;;
@@ -44,10 +44,12 @@ make_noisy_test_sets() {
     done
 }
 
-# format SOURCE NAME: make $raw/<NAME> from data/<SOURCE>.
+# format SOURCE NAME [ARG ...]: make $raw/<NAME> from data/<SOURCE>.
 format() {
-    run_job data "$raw/log/$2.log" "$python" -m posinv.bin.format_data --src "data/$1" \
-        --out "$raw/$2" --sampling_rate "$sampling_rate" --nj "$nj" "${resampling[@]}"
+    local source=$1 name=$2
+    shift 2
+    run_job data "$raw/log/$name.log" "$python" -m posinv.bin.format_data --src "data/$source" \
+        --out "$raw/$name" --sampling_rate "$sampling_rate" --nj "$nj" "${resampling[@]}" "$@"
 }
 
 # token_list FILE TYPE OUT [ARG ...]: make OUT, the tokens in data/<set>/FILE of the sets in --token_sets.
@@ -64,23 +66,24 @@ token_list() {
         --add_symbol "<sos/eos>:-1" "$@"
 }
 
-# format_sets [SET ...]: format the training, validation and test sets, and each further SET; make the
+# format_sets: format the clean speech of the training and validation set, and the test sets; make the
 # token lists; check all of it.
 format_sets() {
     local set file condition
-    for set in "$train_set" "$valid_set" "$@"; do
-        format "$set" "$set"
+    for set in "$train_set" "$valid_set"; do
+        format "$set" "$set" --clean
     done
     for condition in "${conditions[@]}"; do
         case $condition in
-            clean) format "$test_set" "${test_set}_clean" ;;
+            clean) format "$test_set" "${test_set}_clean" --clean ;;
+            noisy) format "$test_set" "${test_set}_noisy" ;;
             *) format "${test_set}_$condition" "${test_set}_$condition" ;;
         esac
     done
     # One list of all test sets, so that each system is enhanced and decoded by one command.
     rm -rf "$raw/test_all"
     mkdir -p "$raw/test_all.partial"
-    for file in wav.scp spk1.scp text phn utt2num_samples; do
+    for file in wav.scp spk1.scp text phn utt2num_samples utt2digest; do
         for set in "${test_sets[@]}"; do
             cat "$raw/$set/$file"
         done | LC_ALL=C sort > "$raw/test_all.partial/$file"

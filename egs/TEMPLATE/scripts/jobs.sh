@@ -99,28 +99,14 @@ run_here() {
     run_job here "$@"
 }
 
-# split_inputs DIR INPUT ... -- COMMAND [ARG ...]: set the caller's command, an array, and sums: the
-# inputs' checksums as comment lines, for the record of what DIR was made from.
-split_inputs() {
-    local dir=$1 inputs=()
-    shift
-    while [ "$1" != -- ]; do
-        inputs+=("$1")
-        shift
-    done
-    shift
-    # shellcheck disable=SC2034  # the caller's
-    command=("$@")
-    sums=$(cksum -- "${inputs[@]}") || die "${_stage_title:-jobs}: $dir: an input can't be read"
-    sums="# Its inputs, as cksum prints them:"$'\n'"#   ${sums//$'\n'/$'\n'#   }"
-}
-
 # --------------------------------------------------------------------------------- in parts
 # run_parts DIR LIST INPUT ... -- COMMAND [ARG ...]: a decode job for each of --inference_nj parts of
 # LIST, all at once. {job} in COMMAND stands for a part's number; DIR/part{job} holds its lines of
 # LIST, "list", its "log", and "done" when it is. Parts that this command did before, with LIST and
 # the INPUT files as they are, are kept. Leaves the number of parts in $num_parts.
 run_parts() {
+    # shellcheck disable=SC2034  # split_inputs sets it
+    local inputs
     local dir=$1 list=$2 command sums lines record job todo=() failed=0
     shift
     split_inputs "$dir" "$@"

@@ -6,6 +6,7 @@
 . ./cmd.sh
 . scripts/options.sh
 . scripts/stages.sh
+. scripts/records.sh
 . scripts/jobs.sh
 . scripts/train.sh
 . scripts/data.sh
@@ -30,7 +31,7 @@ opt expdir exp "models and results"
 opt python python3 "Python"
 opt seeds 1 "random seeds of fine-tuning and heads; the table has mean and standard deviation over them" integers
 opt title "Results" "heading of the results"
-opt results RESULTS.md "the table, in Markdown"
+opt results "" "Markdown file of the table; empty: RESULTS.md in --expdir"
 opt published "" "YAML list of published error rates, shown beside ours" file
 
 opt train_set train "training set, in data/"
@@ -40,6 +41,7 @@ opt local_data_opts "" "options for local/data.sh"
 opt resample false "resample audio that is not at 16 kHz (true), or refuse it (false)" one_of true false
 
 noise_types="white pink hum brown modulated impulsive babble"
+opt mix_noise true "make noisy sets by mixing (true), or use the noisy audio in wav.scp with its clean reference in spk1.scp (false)" one_of true false
 opt seen_noises "white pink babble hum" "noises of the training set and of the seen test set" some_of $noise_types
 opt unseen_noises "brown modulated impulsive" "noises of the unseen test set" some_of $noise_types
 opt recorded_noise false "use the recordings in NOISE_SEEN and NOISE_UNSEEN (db.sh): no, too, no other noises" one_of false true only
@@ -64,8 +66,16 @@ start_recipe() {
     check_cmd_backend
     [ "$stage" -le "$stop_stage" ] || die "--stage $stage: no stage to run, since --stop_stage is $stop_stage"
     [ -n "$ssl_model" ] || require "$ssl_config" "--ssl_config, for pretraining; or give an SSL model with --ssl_model"
+    for condition in $test_conditions; do
+        case $mix_noise:$condition in
+            true:noisy) die "--test_conditions noisy: the noisy audio of your own pairs, which needs --mix_noise false" ;;
+            false:clean | false:noisy) ;;
+            false:*) die "--test_conditions $condition: made by mixing, which --mix_noise false forbids; there are: clean noisy" ;;
+        esac
+    done
     . ./path.sh
     sampling_rate=16000
+    results=${results:-$expdir/RESULTS.md}
     raw=$dumpdir/raw
     tokens=$dumpdir/tokens
     ssl=${ssl_model:-$expdir/ssl/model}

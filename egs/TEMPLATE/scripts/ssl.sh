@@ -29,7 +29,7 @@ prepare_ssl() {
         run_job data "$expdir/ssl/log/units_$set.log" "$python" -m posinv.bin.pretrain_units \
             --wav_scp "$raw/$set/wav.scp" --out "$expdir/ssl/units_$set" --nj "$nj" "${opts[@]}"
     done
-    train "$expdir/ssl" "$ssl_config" "$raw/$train_set/utt2num_samples" \
+    train "$expdir/ssl" "$ssl_config" "$raw/$train_set/utt2digest" "$raw/$valid_set/utt2digest" \
         "$expdir/ssl/units_$train_set/units" \
         -- "$python" -m posinv.bin.pretrain_train --config "$ssl_config" \
         --num_units "$ssl_units" \

@@ -28,7 +28,7 @@ superb() {
                 options+=(--optim_conf "lr=$(printf '%.10f' "$lr")")
             fi
             train "$dir/$task/lr_$lr" "${ssl_files[@]}" "$config" "$token_list" \
-                "$train/$text" "$train/utt2num_samples" "$valid/$text" \
+                "$train/$text" "$train/utt2digest" "$valid/$text" "$valid/utt2digest" \
                 -- "$python" -m posinv.bin.asr_train --config "$config" \
                 "${frontend[@]}" --frontend_conf "ssl=$model" \
                 --token_type "$token_type" --token_list "$token_list" "${options[@]}" \
@@ -60,6 +60,8 @@ superb() {
         run_here "$dir/$task/best/decode/score.log" "$python" -m posinv.bin.score_text \
             --ref "$raw/test_all/$text" --hyp "$dir/$task/best/decode/text" --unit "$unit" \
             --utt2set "$raw/test_all/utt2set" --out "$dir/$task/best/decode/scores.json"
+        record_inputs "$dir/$task/best/decode/scores.json" "$raw/test_all/$text" \
+            "$raw/test_all/utt2set" "$dir/$task/best/decode/text"
     done
 }
 
@@ -84,7 +86,7 @@ decode() {
     for head in "$@"; do
         texts+=("$dir/part{job}/text${#texts[@]}")
     done
-    run_parts "$dir" "$scp" "${@/%//valid.cer_ctc.best.pth}" \
+    run_parts "$dir" "$scp" "$(dirname "$scp")/utt2digest" "${@/%//valid.cer_ctc.best.pth}" \
         -- "$python" -m posinv.bin.ctc_inference --heads "$@" --out "${texts[@]}" \
         --wav_scp "$dir/part{job}/list" --ngpu "$inference_gpu"
     for head in "$@"; do

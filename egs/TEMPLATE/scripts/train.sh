@@ -5,11 +5,10 @@
 # train DIR INPUT ... -- COMMAND [ARG ...]: run the ESPnet training COMMAND, with --output_dir DIR and
 # its output in DIR/train.log. DIR/run.sh records the command and the checksums of the INPUT files.
 # A training of the same record is resumed, or kept if it has finished; one of another record in
-# the same DIR is an error. --ngpu is not part of the record.
+# the same DIR is an error, unless only --max_epoch has grown. --ngpu is not part of the record.
 train() {
-    local dir=$1 command sums record start=$SECONDS
+    local dir=$1 inputs command sums record start=$SECONDS
     split_inputs "$@"
-    mkdir -p "$dir"
     record=$(
         echo '#!/usr/bin/env bash'
         echo "# What made this directory; run in $PWD, after . ./path.sh"
@@ -17,10 +16,7 @@ train() {
         printf '%q ' "${command[@]}" --output_dir "$dir"
     )
     if [ -e "$dir/run.sh" ]; then
-        if [ "$(cat "$dir/run.sh")" != "$record" ]; then
-            diff "$dir/run.sh" <(echo "$record") >&2 || true
-            die "$dir was made by another command or from other inputs (above); remove it, or choose another --expdir"
-        fi
+        same_training "$dir" "$record"
         if [ -e "$dir/finished" ]; then
             log "$dir: finished already, by this command from these inputs: kept"
             return
@@ -29,10 +25,8 @@ train() {
         if [ -e "$dir/train.log" ]; then
             mv "$dir/train.log" "$dir/train.before-$(date -u +%Y%m%d-%H%M%S).log"
         fi
-    else
-        echo "$record" > "$dir/run.sh"
-        chmod +x "$dir/run.sh"
     fi
+    keep_record "$dir" "$record" "${inputs[@]}"
     local launch=() distributed=()
     if [ "$ngpu" -gt 1 ] || [ "$num_nodes" -gt 1 ]; then
         distributed+=(--multiprocessing_distributed true)

@@ -9,7 +9,7 @@ last_stage=7
 
 opt ssft_config conf/ssft.yaml "configuration of fine-tuning, without the method; empty: the method's file is the whole configuration" file
 opt methods "soft_dtw mse laser" "methods to fine-tune with, each in conf/methods/<name>.yaml" yaml_in conf/methods
-opt test_conditions clean "conditions of the test sets" some_of clean seen unseen shift rate
+opt test_conditions clean "conditions of the test sets" some_of clean seen unseen shift rate noisy
 start_recipe "$@"
 
 systems="base $methods"
@@ -50,7 +50,7 @@ finetune() {  # finetune METHOD SEED
         config=(--config "$ssft_config" --method_file "conf/methods/$1.yaml")
     fi
     ssl_files_of "$ssl"
-    train "$dir" "${files[@]}" "$train/utt2num_samples" "${ssl_files[@]}" \
+    train "$dir" "${files[@]}" "$train/utt2digest" "$valid/utt2digest" "${ssl_files[@]}" \
         -- "$python" -m posinv.bin.ssft_train "${config[@]}" --ssl "$ssl" --seed "$2" \
         --train_data_path_and_name_and_type "$train/wav.scp,speech,sound" \
         --valid_data_path_and_name_and_type "$valid/wav.scp,speech,sound" \
@@ -59,10 +59,12 @@ finetune() {  # finetune METHOD SEED
 }
 
 measure_collapse() {  # measure_collapse SYSTEM SEED
-    local dir=$expdir/seed$2/$1
-    run_job decode "$dir/collapse.log" "$python" -m posinv.bin.measure_collapse \
-        --ssl "$(model_of "$1" "$2")" --wav_scp "$raw/$valid_set/wav.scp" \
-        --ngpu "$inference_gpu" --out "$dir/collapse.json"
+    local dir=$expdir/seed$2/$1 model ssl_files
+    model=$(model_of "$1" "$2")
+    run_job decode "$dir/collapse.log" "$python" -m posinv.bin.measure_collapse --ssl "$model" \
+        --wav_scp "$raw/$valid_set/wav.scp" --ngpu "$inference_gpu" --out "$dir/collapse.json"
+    ssl_files_of "$model"
+    record_inputs "$dir/collapse.json" "$raw/$valid_set/utt2digest" "${ssl_files[@]}"
 }
 
 if begin_stage 1 "data"; then
@@ -75,7 +77,6 @@ if begin_stage 2 "noise"; then
     end_stage
 fi
 if begin_stage 3 "format to $raw, token lists"; then
-    # shellcheck disable=SC2119  # no further sets
     format_sets
     end_stage
 fi
@@ -101,9 +102,11 @@ if begin_stage 6 "PR and ASR heads, decode, PER, WER" eval; then
     end_stage
 fi
 if begin_stage 7 "table of results"; then
+    check_systems
     "$python" -m posinv.bin.ssft_results --expdir "$expdir" --systems "$systems" \
         --sets "${test_sets[*]}" --seeds "$seeds" --title "$title" \
         --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" --curves "$expdir/curves.png" \
         ${published:+--published "$published"}
+    log "the table: $PWD/$results"
     end_stage
 fi

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # LASER on real recordings: connected digits of the Free Spoken Digit Dataset (db.sh says where it
 # is), a small SSL model pretrained here, fine-tuned without labels by three methods.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: $0 needs bash: start it as ./run.sh" >&2; exit 1; }
 set -euo pipefail
 export RECIPE_COMMAND="egs/fsdd/ssft1/run.sh${*:+ ${*@Q}}"
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")"
 
 exec ./ssft.sh \
     --title "FSDD: a small SSL model fine-tuned without labels, connected digits" \

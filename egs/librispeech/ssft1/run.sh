@@ -4,9 +4,10 @@
 #   ./run.sh --config conf/wavlm.yaml    WavLM-Base
 #   ./run.sh --config conf/noise.yaml    HuBERT-Base, the noise-robust variant beside LASER; DEMAND
 # A GPU is needed in practice: --ngpu 1. RESULTS.md says what a run takes.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: $0 needs bash: start it as ./run.sh" >&2; exit 1; }
 set -euo pipefail
 export RECIPE_COMMAND="egs/librispeech/ssft1/run.sh${*:+ ${*@Q}}"
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")"
 
 # SUPERB tries 1e-1 to 1e-5 for PR and 1e-3 to 1e-5 for ASR, by decades, for 2 % and 5 % of the steps
 # (S3PRL's downstream/ctc/pr.sh, asr/asr.sh); here each is a whole training.

@@ -2,9 +2,10 @@
 # Position-invariant fine-tuning at the paper's size: the released master64 DEMUCS through
 # HuBERT-Base, on LibriSpeech's train-clean-100 with DEMAND's noises.
 # A GPU is needed in practice: --ngpu 1. RESULTS.md says what a run takes.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: $0 needs bash: start it as ./run.sh" >&2; exit 1; }
 set -euo pipefail
 export RECIPE_COMMAND="egs/librispeech_demand/enh1/run.sh${*:+ ${*@Q}}"
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")"
 
 exec ./enh.sh \
     --title "LibriSpeech and DEMAND: master64 fine-tuned through HuBERT-Base" \

@@ -1,1 +1,1 @@
-"""posinv's task classes: ESPnet's own, with posinv's classes registered on import."""
+"""posinv's tasks for ESPnet: ASR, enhancement, SSL fine-tuning and pretraining."""

@@ -1,4 +1,4 @@
-"""ESPnet's ASR task with posinv's front ends; it trains phoneme heads as well."""
+"""ESPnet's ASR task with posinv's front ends; it also trains phoneme recognition heads."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from posinv.espnet.trainer import SeededTrainer
 
 
 class ASRTask(asr.ASRTask):
-    """ESPnet's ASR task, its validation's error rates by jiwer."""
+    """ESPnet's ASR task; jiwer computes the error rates of validation."""
 
     trainer = SeededTrainer
 
@@ -18,8 +18,8 @@ class ASRTask(asr.ASRTask):
     def build_model(cls, args: argparse.Namespace) -> ESPnetASRModel:
         """Build ESPnet's model."""
         model = super().build_model(args)
-        if theirs := getattr(model, "error_calculator", None):
+        if old := getattr(model, "error_calculator", None):
             model.error_calculator = ErrorCalculator(
-                theirs.char_list, theirs.space, theirs.blank, theirs.report_cer, theirs.report_wer
+                old.char_list, old.space, old.blank, old.report_cer, old.report_wer
             )
         return model

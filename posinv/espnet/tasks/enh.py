@@ -3,26 +3,26 @@
 import argparse
 from pathlib import Path
 
-import torch
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from espnet2.tasks import enh
+from espnet2.train.class_choices import ClassChoices
 
 from posinv.data.files import read_yaml
 from posinv.errors import InputError
 from posinv.espnet.criteria import CRITERIA, SSLCriterion
 from posinv.espnet.trainer import SeededTrainer
 
-# What an enhancement model is built from, criteria apart.
+# The options that define an enhancement model, without its criteria.
 MODEL_OPTIONS = (
     *("encoder", "encoder_conf", "separator", "separator_conf", "decoder", "decoder_conf"),
     *("mask_module", "mask_module_conf", "model_conf"),
 )
 
 
-def _tell_criteria(model: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-    """Hand each SSL criterion the batch's utterance ids and lengths.
+def _tell_criteria(model: ESPnetEnhancementModel, args: tuple, kwargs: dict) -> None:
+    """Set the batch's utterance ids and lengths in each SSL criterion, before the forward.
 
-    ESPnet calls a loss wrapper with the reference and the estimate alone.
+    ESPnet's loss wrappers pass only the reference and the estimate to a criterion.
     """
     for wrapper in model.loss_wrappers:
         if isinstance(wrapper.criterion, SSLCriterion):
@@ -42,30 +42,31 @@ class EnhancementTask(enh.EnhancementTask):
         parser.add_argument(
             "--ssl",
             default=None,
-            help="The SSL model (hub name or folder) of each ssl_* criterion whose conf has none.",
+            help="The SSL model (hub name or folder) of each criterion ssl_* that names none in "
+            "its conf.",
         )
         parser.add_argument(
             "--model_config",
             default=None,
-            help="YAML file whose encoder, separator and decoder, with their options, take the "
-            "place of those given; such as the config.yaml of the training that --init_param "
-            "comes from.",
+            help="YAML file with encoder, separator and decoder and their options, which replace "
+            "those given otherwise. To fine-tune: the config.yaml of the training whose "
+            "checkpoint --init_param names.",
         )
         parser.add_argument(
             "--criterion_file",
             default=None,
-            help="YAML file with a list of criterions; it takes the place of --criterions.",
+            help="YAML file with a list of criteria, which replaces --criterions.",
         )
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> ESPnetEnhancementModel:
-        """Build ESPnet's model, its SSL criteria told of each batch's lengths.
+        """Build ESPnet's model; its SSL criteria get each batch's utterance ids and lengths.
 
         Raises:
-            InputError: an unknown criterion, wrapper or separator, an unknown option of one of
-                posinv's, or an SSL criterion without a model.
+            InputError: an unknown criterion, wrapper or separator; a bad option of one of
+                posinv's; an SSL criterion without an SSL model.
         """
-        # All is written back, so that the saved config.yaml stands alone.
+        # The saved config.yaml must not depend on the two files.
         if getattr(args, "model_config", None):
             for name, value in read_model(Path(args.model_config)).items():
                 setattr(args, name, value)
@@ -95,16 +96,16 @@ def read_model(path: Path) -> dict[str, object]:
     """Read an enhancement model's options (encoder, separator, decoder, ...) from YAML.
 
     Args:
-        path: a configuration for ``enh_train``, or the ``config.yaml`` that it left.
+        path: a configuration for ``enh_train``, or the ``config.yaml`` that it wrote.
 
     Raises:
-        InputError: no such file, not YAML, or no model there.
+        InputError: no such file, not YAML, or no encoder, separator or decoder in it.
     """
     config = read_yaml(path, "--model_config")
     if not isinstance(config, dict) or not {"encoder", "separator", "decoder"} <= config.keys():
         raise InputError(f"--model_config {path}: must have encoder, separator and decoder")
-    defaults = {f"{name}_conf": {} for name in ("encoder", "separator", "decoder")}
-    return defaults | {name: config[name] for name in MODEL_OPTIONS if name in config}
+    options: dict[str, object] = {"encoder_conf": {}, "separator_conf": {}, "decoder_conf": {}}
+    return options | {name: config[name] for name in MODEL_OPTIONS if name in config}
 
 
 def _read_criteria(path: Path) -> list[dict]:
@@ -120,6 +121,6 @@ def _read_criteria(path: Path) -> list[dict]:
     return criteria
 
 
-def _check_name(option: str, name: str, choices) -> None:
+def _check_name(option: str, name: str, choices: ClassChoices) -> None:
     if name not in choices.classes:
         raise InputError(f"{option}: unknown name {name!r}; one of {', '.join(choices.classes)}")

@@ -2,7 +2,6 @@
 
 import argparse
 
-from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import int_or_none
 
@@ -14,30 +13,26 @@ from posinv.models.masked_prediction import MaskedPredictionModel
 class PretrainTask(AudioTask):
     """Masked prediction: data ``speech`` (``sound``) and ``units`` (``text_int``)."""
 
+    model_class = MaskedPredictionModel
+
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add the task's options."""
-        group = parser.add_argument_group(description="Task related")
+        super().add_task_arguments(parser)
         parser.get_default("required").append("num_units")
-        group.add_argument(
+        parser.add_argument(
             "--num_units", type=int_or_none, default=None, help="Number of k-means units"
         )
-        group.add_argument(
+        parser.add_argument(
             "--ssl_conf",
             action=NestedDictAction,
             default={},
-            help="The model: what of transformers' HubertConfig differs from HuBERT-Base",
-        )
-        group.add_argument(
-            "--model_conf",
-            action=NestedDictAction,
-            default=get_default_kwargs(MaskedPredictionModel),
-            help="The keyword arguments for MaskedPredictionModel",
+            help="The options of transformers' HubertConfig that differ from HuBERT-Base",
         )
 
     @classmethod
     def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
-        """Return the data that training needs."""
+        """Return the names of the data that training needs."""
         return ("speech", "units")
 
     @classmethod
@@ -45,6 +40,6 @@ class PretrainTask(AudioTask):
         """Build the model.
 
         Raises:
-            InputError: A bad option in ``ssl_conf`` or ``model_conf``.
+            InputError: a bad option in ``ssl_conf`` or ``model_conf``.
         """
         return ESPnetMaskedPredictionModel(args.ssl_conf, args.num_units, **args.model_conf)

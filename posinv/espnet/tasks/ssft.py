@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from espnet2.utils.get_default_kwargs import get_default_kwargs
-from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
 from posinv.data.files import read_yaml
@@ -17,25 +16,21 @@ from posinv.models.ssft import SSFTModel
 class SSFTTask(AudioTask):
     """Alignment of two views of an utterance: data ``speech`` (``sound``)."""
 
+    model_class = SSFTModel
+
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add the task's options."""
-        group = parser.add_argument_group(description="Task related")
+        super().add_task_arguments(parser)
         parser.get_default("required").append("ssl")
-        group.add_argument(
+        parser.add_argument(
             "--ssl", type=str_or_none, default=None, help="The SSL model: hub name or folder"
         )
-        group.add_argument(
-            "--model_conf",
-            action=NestedDictAction,
-            default=get_default_kwargs(SSFTModel),
-            help="The keyword arguments for SSFTModel",
-        )
-        group.add_argument(
+        parser.add_argument(
             "--method_file",
             type=str_or_none,
             default=None,
-            help="YAML file of keyword arguments for SSFTModel; they count over --model_conf",
+            help="YAML file of keyword arguments for SSFTModel; they override --model_conf",
         )
 
     @classmethod
@@ -43,7 +38,7 @@ class SSFTTask(AudioTask):
         """Build the model.
 
         Raises:
-            InputError: No such SSL model, or a bad option in ``model_conf``.
+            InputError: no such SSL model, or a bad option in ``model_conf``.
         """
         conf = dict(args.model_conf)
         if args.method_file:
@@ -54,6 +49,6 @@ class SSFTTask(AudioTask):
         unknown = sorted(conf.keys() - get_default_kwargs(SSFTModel).keys())
         if unknown:
             raise InputError(f"model_conf: unknown option {unknown[0]!r} for SSFTModel")
-        # Written back, so that the saved config.yaml stands alone.
+        # The saved config.yaml must not depend on the method file.
         args.model_conf, args.method_file = conf, None
         return ESPnetSSFTModel(args.ssl, **conf)

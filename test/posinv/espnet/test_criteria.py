@@ -29,7 +29,7 @@ def batch():
 
 
 def layer_of(tiny_ssl, wave, layer=3):
-    """The oracle's features (F, D): transformers alone, on one utterance, in float64."""
+    """The expected features (F, D): those of transformers for one utterance, in float64."""
     model = HubertModel.from_pretrained(tiny_ssl).double().eval()
     with torch.no_grad():
         return model(wave[None].double(), output_hidden_states=True).hidden_states[layer][0]
@@ -98,7 +98,7 @@ def test_softdtw_is_its_definition(tiny_ssl, batch, divergence, normalize_length
         tiny_ssl, factors=[0.8, 1.2], divergence=divergence, normalize_length=normalize_length
     )
     criterion.utt_ids, criterion.lengths = KEYS, lengths
-    # 1.2 makes one frame too short to be a frame
+    # The utterance of one frame is too short at speed 1.2.
     keep = [0, 2, 3]
     clean, enhanced = clean[keep], enhanced[keep]
     criterion.utt_ids, criterion.lengths = [KEYS[b] for b in keep], lengths[keep]

@@ -1,6 +1,6 @@
-"""Trainings over several processes, accumulated gradients, mixed precision, and resuming them.
+"""Training over several processes, accumulated gradients, mixed precision, and resumed training.
 
-Dropout is off: its draws are torch's, so they depend on how a batch is shared out.
+Dropout is off: its draws come from torch's generator, and so depend on how a batch is split.
 """
 
 import json
@@ -34,7 +34,7 @@ TYPES = {
 }
 UTTERANCES = 10
 LONG = {"max_epoch": 25, "accum_grad": 2, "keep_nbest_models": 25}
-# Each rank does all the trainings, since starting one takes longer than they do.
+# Each process runs all trainings, since its start takes longer than they do.
 RANK = """
 import json, sys, torch
 from posinv.espnet.tasks import asr, enh, pretrain, ssft
@@ -47,7 +47,7 @@ for task, options in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def ssl(tiny_ssl, tmp_path_factory):
+def ssl_folder(tiny_ssl, tmp_path_factory):
     """The tiny SSL model without dropout."""
     folder = tmp_path_factory.mktemp("still") / "ssl"
     shutil.copytree(tiny_ssl, folder)
@@ -58,14 +58,14 @@ def ssl(tiny_ssl, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def corpus(ssl, tmp_path_factory, write_utterances):
-    """A folder with utterances of different lengths, noisy and clean, with words and units."""
+def corpus(ssl_folder, tmp_path_factory, write_utterances):
+    """A folder with noisy and clean utterances of different lengths, their words and units."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     lists = {"text": "", "units": ""}
     for i, length in enumerate(write_utterances(folder, UTTERANCES)):
         lists["text"] += f"utt{i} {'a b c'[: 1 + 2 * (i % 3)]}\n"
-        frames = int(frame_lengths(load_config(str(ssl)), torch.tensor([length])))
+        frames = int(frame_lengths(load_config(str(ssl_folder)), torch.tensor([length])))
         lists["units"] += f"utt{i} {' '.join(map(str, rng.integers(5, size=frames)))}\n"
     for name, text in lists.items():
         (folder / name).write_text(text)
@@ -79,22 +79,22 @@ def exp(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def options(ssl, corpus, exp):
-    """The options of a task's training in exp/<task>/<name>: (task, name, changes)."""
+def options(ssl_folder, corpus, exp):
+    """A function of task, name and changes: the options of a training in exp/<task>/<name>."""
     criterion = {"name": "ssl_softdtw", "conf": {}, "wrapper": "fixed_order"}
-    hubert = yaml.safe_load((ssl / "config.json").read_text())
+    hubert = yaml.safe_load((ssl_folder / "config.json").read_text())
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     sizes += ("conv_dim", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
     still = {name: 0.0 for name in hubert if name.endswith("_dropout") and name != "final_dropout"}
     confs = {
         "enh": {
-            "ssl": str(ssl),
+            "ssl": str(ssl_folder),
             **{"encoder": "same", "decoder": "same", "separator": "demucs"},
             "separator_conf": {"hidden": 4, "depth": 2, "resample": 1},
             "criterions": [{**criterion, "wrapper_conf": {"weight": 1.0}}],
         },
         "ssft": {
-            "ssl": str(ssl),
+            "ssl": str(ssl_folder),
             "model_conf": {
                 **{"projection_size": 8, "alpha": 0.4},
                 "views": {"speed": [0.9, 1.0, 1.1], "semitones": [-2, 2]},
@@ -102,7 +102,7 @@ def options(ssl, corpus, exp):
         },
         "asr": {
             **{"token_type": "word", "token_list": str(corpus / "tokens"), "normalize": None},
-            **{"frontend": "ssl", "frontend_conf": {"ssl": str(ssl)}, "encoder": "rnn"},
+            **{"frontend": "ssl", "frontend_conf": {"ssl": str(ssl_folder)}, "encoder": "rnn"},
             "encoder_conf": {"num_layers": 1, "hidden_size": 8, "output_size": 8, "dropout": 0.0},
             "model_conf": {"ctc_weight": 1.0},
         },
@@ -135,7 +135,7 @@ def options(ssl, corpus, exp):
 
 
 def start(exp, jobs):
-    """Start two processes that share each of the jobs, pairs of task and options."""
+    """Start two processes that share the work of each job, a pair of task and options."""
     meeting = f"file://{exp}/rendezvous{time.monotonic_ns()}"
     gloo = ["--dist_backend", "gloo", "--dist_world_size", "2", "--dist_rank"]
     processes = []
@@ -173,26 +173,26 @@ def weights(folder, epoch=3):
 
 
 def assert_same(first, second):
-    """The same losses and gradients in every epoch and the same weights at last, to rounding."""
+    """Equal losses and gradients in every epoch, and equal final weights, up to rounding."""
     np.testing.assert_allclose(curve(first), curve(second), rtol=2e-5)
     torch.testing.assert_close(weights(first), weights(second), rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def two(exp, options):
-    """All trainings of two processes that nothing breaks."""
+    """All uninterrupted trainings with two processes."""
     jobs = [(task, options(task, "two")) for task in TASKS]
     finish(start(exp, [*jobs, ("enh", options("enh", "long", **LONG))]))
 
 
 def test_two_processes_are_one_with_twice_the_batch(exp, options, two):
-    """A batch of 5 is shared as 3 and 2; on its own each rank has a batch of that size."""
+    """Two processes split a batch of 5 into 3 and 2."""
     for name, task in TASKS.items():
         task.main(cmd=options(name, "one"))
         assert_same(exp / name / "one", exp / name / "two")
         losses = curve(exp / name / "one")
         assert losses.shape == (3, 3)
-        assert abs(losses[0, 0] / losses[2, 0] - 1) > 1e-3  # there is something to be equal in
+        assert abs(losses[0, 0] / losses[2, 0] - 1) > 1e-3  # the model learns
         config = yaml.safe_load((exp / name / "two" / "config.yaml").read_text())
         assert config["distributed"] is True
 
@@ -205,7 +205,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(exp, options, name):
 
 
 def test_left_over_gradients_go_with_the_epoch(exp, options):
-    """Three batches an epoch, two an update: a resumed run is the unbroken one all the same."""
+    """With three batches in an epoch and two in an update, a resumed run equals an unbroken one."""
     conf = {"batch_size": 3, "accum_grad": 2}
     SSFTTask.main(cmd=options("ssft", "unbroken", **conf))
     SSFTTask.main(cmd=options("ssft", "broken", max_epoch=1, **conf))
@@ -215,7 +215,7 @@ def test_left_over_gradients_go_with_the_epoch(exp, options):
 
 
 def test_killed_and_resumed_over_two_processes(exp, options, two):
-    """Killed at any time, with accumulated gradients: on it goes from the last whole epoch."""
+    """A run killed at any time, with accumulated gradients, resumes at its last whole epoch."""
     killed, epochs = exp / "enh" / "killed", LONG["max_epoch"]
     job = [("enh", options("enh", "killed", **LONG))]
     processes = start(exp, job)
@@ -234,7 +234,7 @@ def test_killed_and_resumed_over_two_processes(exp, options, two):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_bf16_trains(exp, options, name, monkeypatch):
-    """As ESPnet's --use_amp has it on a GPU; here autocast is the CPU's."""
+    """What ESPnet's --use_amp does on a GPU, with the CPU's autocast."""
     conf = {"max_epoch": 1, "batch_size": UTTERANCES}
     TASKS[name].main(cmd=options(name, "single", **conf))
     autocast = partial(torch.autocast, "cpu", torch.bfloat16)
@@ -242,7 +242,7 @@ def test_bf16_trains(exp, options, name, monkeypatch):
     TASKS[name].main(cmd=options(name, "bf16", **conf))
     single, half = (curve(exp / name / kind) for kind in ("single", "bf16"))
     assert not np.array_equal(single, half)
-    # bf16 moves SSL features by 1.5 %, and so their squared distances by twice that.
+    # bf16 changes SSL features by 1.5 %, and their squared distances by twice that.
     np.testing.assert_allclose(half[:, [0, 2]], single[:, [0, 2]], rtol=0.04)
     assert {w.dtype for w in weights(exp / name / "bf16", 1).values()} == {torch.float32}
 

@@ -12,7 +12,7 @@ def encoder():
 
 
 def by_hand(encoder, x):
-    """Layer by layer and direction by direction, one utterance ``(F, D)``."""
+    """The expected output for one utterance ``(F, D)``: an LSTM for each layer and direction."""
     for layer in range(2):
         directions = []
         for suffix in ("", "_reverse"):

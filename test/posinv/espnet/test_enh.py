@@ -92,13 +92,12 @@ def test_resumed_run_is_the_unbroken_one(tmp_path, data, tiny_ssl):
     assert "The training was resumed" in finish(enh_train(*options, tmp_path / "broken"))
     first, second = (weights(tmp_path / name, 2) for name in ("unbroken", "broken"))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    # The draws differ from epoch to epoch, those of validation don't: same weights, same loss.
     losses = re.findall(r"\[valid\] .*?ssl_mse_pad=([\d.e+-]+)", log)
     assert len(losses) == 2
     # Only the separator is in the checkpoint.
     assert first
     assert all(key.startswith("separator.") for key in first)
-    # The saved configuration stands alone.
+    # The saved configuration names the SSL model.
     saved = yaml.safe_load((tmp_path / "unbroken" / "config.yaml").read_text())
     assert saved["criterions"][0]["conf"]["ssl"] == tiny_ssl
 

@@ -16,7 +16,7 @@ def waves():
 
 
 def expected_features(tiny_ssl, wave, weights):
-    """The oracle: transformers alone on one utterance, its layers summed."""
+    """The expected features: the weighted sum of transformers' layers for one utterance."""
     model = HubertModel.from_pretrained(tiny_ssl).eval()
     with torch.no_grad():
         layers = torch.stack(model(wave[None], output_hidden_states=True).hidden_states)[:, 0]

@@ -64,7 +64,7 @@ SI_SNR = [{"name": "si_snr", "conf": {}, "wrapper": "fixed_order", "wrapper_conf
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, write_utterances):
-    """A folder with four short noisy and clean utterances of different lengths, listed."""
+    """A folder with the lists of four short noisy and clean utterances of different lengths."""
     folder = tmp_path_factory.mktemp("data")
     write_utterances(folder, 4)
     return folder
@@ -72,7 +72,7 @@ def data(tmp_path_factory, write_utterances):
 
 @pytest.fixture(scope="module")
 def ssl_models(tmp_path_factory):
-    """A folder of random weights a kind of SSL model."""
+    """A folder with a model of each family, with random weights."""
     top = tmp_path_factory.mktemp("ssl")
     torch.manual_seed(0)
     for name, config in SSL.items():
@@ -81,7 +81,7 @@ def ssl_models(tmp_path_factory):
 
 
 def train(task, data, folder, config, *options, names=("speech_mix", "speech_ref1")):
-    """Train whole, in this process."""
+    """Train in this process; return the best checkpoint."""
     folder.mkdir()
     (folder / "train.yaml").write_text(yaml.safe_dump(TRAINING | config))
     command = ["--config", str(folder / "train.yaml"), "--output_dir", str(folder)]
@@ -99,26 +99,26 @@ def waves_of(data):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_enhancement_model(name, data, ssl_models, tmp_path):
-    """Trained, fine-tuned through an SSL model, used for enhancement and in front of heads."""
+    """Train the model, fine-tune it through an SSL model, enhance with it, put it into enh_ssl."""
     model = tmp_path / "model.yaml"
     if isinstance(MODELS[name], str):
         model = SMALL / "enh" / MODELS[name]
     else:
         model.write_text(yaml.safe_dump(MODELS[name]))
-    ssl = ssl_models / "hubert"
+    ssl_folder = ssl_models / "hubert"
     enh = tmp_path / "enh"
     before = train(EnhancementTask, data, enh, {"criterions": SI_SNR}, "--model_config", model)
     tuned = tmp_path / "tuned"
     after = train(
         *(EnhancementTask, data, tuned, {}),
-        *("--criterion_file", SMALL / "criteria" / "ssl_softdtw.yaml", "--ssl", ssl),
+        *("--criterion_file", SMALL / "criteria" / "ssl_softdtw.yaml", "--ssl", ssl_folder),
         *("--model_config", enh / "config.yaml", "--init_param", before),
     )
     states = [torch.load(path, weights_only=True) for path in (before, after)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.isfinite(value).all() for value in states[1].values())
     assert not all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    # Two updates of at most the learning rate each, from where --init_param starts.
+    # Fine-tuning starts from --init_param: two updates change a weight by at most 2 x 0.001.
     assert max((states[0][key] - states[1][key]).abs().max() for key in states[0]) < 2.1e-3
     saved = yaml.safe_load((tuned / "config.yaml").read_text())
     assert saved["separator"] == yaml.safe_load(model.read_text())["separator"]
@@ -132,8 +132,8 @@ def test_enhancement_model(name, data, ssl_models, tmp_path):
         ]
     )
     separate = load_enhancement_model(tuned / "config.yaml", after)
-    frontend = EnhSSLFrontend(str(ssl), str(tuned / "config.yaml"), str(after))
-    clean_frontend = SSLFrontend(str(ssl))
+    frontend = EnhSSLFrontend(str(ssl_folder), str(tuned / "config.yaml"), str(after))
+    clean_frontend = SSLFrontend(str(ssl_folder))
     waves = waves_of(data)
     lengths = torch.tensor([len(wave) for wave in waves])
     padded = torch.zeros(4, int(lengths.max()))
@@ -152,15 +152,15 @@ def test_enhancement_model(name, data, ssl_models, tmp_path):
 
 @pytest.mark.parametrize("name", SSL)
 def test_ssl_model(name, data, ssl_models, tmp_path):
-    """Fine-tuned by LASER, and what an enhancement model is fine-tuned through."""
-    ssl = ssl_models / name
+    """Fine-tune the SSL model by LASER; fine-tune an enhancement model through it."""
+    ssl_folder = ssl_models / name
     checkpoint = train(
         *(SSFTTask, data, tmp_path / "laser", {"model_conf": {"trainable_layers": 1}}),
-        *("--ssl", ssl, "--method_file", SMALL / "methods" / "laser.yaml"),
+        *("--ssl", ssl_folder, "--method_file", SMALL / "methods" / "laser.yaml"),
         names=("speech",),
     )
     state = torch.load(checkpoint, weights_only=True)
-    original = AutoModel.from_pretrained(ssl).state_dict()
+    original = AutoModel.from_pretrained(ssl_folder).state_dict()
     tuned = {k.split(".model.", 1)[1]: v for k, v in state.items() if ".model." in k}
     changed = {key for key in tuned if not torch.equal(tuned[key], original[key])}
     assert changed
@@ -168,10 +168,10 @@ def test_ssl_model(name, data, ssl_models, tmp_path):
 
     checkpoint = train(
         *(EnhancementTask, data, tmp_path / "enh", MODELS["demucs"]),
-        *("--criterion_file", SMALL / "criteria" / "ssl_mse_pad.yaml", "--ssl", ssl),
+        *("--criterion_file", SMALL / "criteria" / "ssl_mse_pad.yaml", "--ssl", ssl_folder),
     )
     log_of_loss = yaml.safe_load((tmp_path / "enh" / "config.yaml").read_text())["criterions"]
-    assert log_of_loss[0]["conf"]["ssl"] == str(ssl)
+    assert log_of_loss[0]["conf"]["ssl"] == str(ssl_folder)
     assert all(torch.isfinite(v).all() for v in torch.load(checkpoint, weights_only=True).values())
 
 

@@ -34,7 +34,7 @@ def one_thread():
 
 
 def make_exp(folder, task, **changes):
-    """What training leaves: the task's own config.yaml, and a model with random weights."""
+    """Make a training directory: the task's config.yaml, and a checkpoint of random weights."""
     folder.mkdir(parents=True)
     (folder / "train.yaml").write_text(yaml.safe_dump(changes))
     args = task.get_parser().parse_args(
@@ -71,7 +71,7 @@ def enhancer(tmp_path_factory):
 
 
 def ssl_of(model):
-    """The SSL model that is trained, and whether its input is normalised."""
+    """Return the SSL model in a training's model, and whether its input is normalised."""
     upstream = getattr(model, "upstream", None)
     return (upstream.model, upstream.normalize) if upstream else (model.ssl, model.normalize)
 
@@ -297,7 +297,7 @@ class TestRefusals:
 
 @pytest.mark.parametrize("which", ["pretrained", "tuned", "enhancer"])
 def test_a_failure_half_way_leaves_nothing(which, request, tmp_path):
-    """A title that UTF-8 doesn't have: the card can't be written, all else is by then."""
+    """The title isn't valid UTF-8, so the card, the last file, cannot be written."""
     with pytest.raises(UnicodeEncodeError):
         export(request.getfixturevalue(which)[0], tmp_path / "out", command="x", name="\ud800")
     assert not list(tmp_path.iterdir())

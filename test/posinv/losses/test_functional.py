@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from posinv.losses.functional import (
     ssl_softdtw,
     ssl_xcorr,
 )
-from posinv.softdtw import soft_dtw
+from posinv.softdtw import SoftDTWLoss, soft_dtw
 
 
 def test_orthogonal_frames():
@@ -188,6 +189,113 @@ def test_softdtw_normalises_features_and_length(pair):
     torch.testing.assert_close(found, expected)
 
 
+def naive_idm(x, n, margin, window):
+    """The formula, term by term."""
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            distance = math.dist(x[i].tolist(), x[j].tolist())
+            weight = (i - j) ** 2 + 1
+            if abs(i - j) > window:
+                total += weight * max(0.0, margin - distance)
+            else:
+                total += distance / weight
+    return total / n**2
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_idm_equals_the_formula(window, dtype, tolerance):
+    torch.manual_seed(0)
+    x = 0.4 * torch.randn(4, 12, 3, dtype=dtype)
+    lengths = torch.tensor([12, 5, 1, 2])
+    x[1, 5:] = torch.nan
+    value = contrastive_idm(x, lengths, 1.1, window)
+    expected = [naive_idm(u, n, 1.1, window) for u, n in zip(x, lengths.tolist(), strict=True)]
+    assert value.dtype == dtype
+    torch.testing.assert_close(
+        value.double(), torch.tensor(expected, dtype=torch.float64), rtol=tolerance, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_idm_gradcheck(window):
+    torch.manual_seed(0)
+    x = (0.4 * torch.randn(2, 6, 3, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: contrastive_idm(x, [6, 4], 1.1, window), x)
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_idm_of_identical_frames_has_a_finite_gradient(window):
+    x = torch.ones(1, 5, 3, requires_grad=True)
+    value = contrastive_idm(x, None, 1.1, window)
+    assert value.item() == pytest.approx(naive_idm(x[0], 5, 1.1, window), rel=1e-6)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_idm_of_half_precision_is_computed_in_float32(dtype, autocast):
+    x = torch.randn(2, 9, 16).to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        value = contrastive_idm(x)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, contrastive_idm(x.float()))
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert gradient.dtype == dtype and gradient.isfinite().all() and gradient.any()
+
+
+def test_idm_of_an_empty_batch():
+    x = torch.zeros(0, 4, 3, requires_grad=True)
+    contrastive_idm(x).sum().backward()
+    assert x.grad.shape == (0, 4, 3)
+
+
+def laser(x, y, gamma, alpha, margin, window):
+    """LASER's formulas for one pair, x (N, D) and y (M, D) in float64, by differences."""
+
+    def squared(a, b):
+        return (a[:, None] - b[None]).square().sum(dim=2)
+
+    def idm(z):
+        i = torch.arange(len(z))
+        lag = (i[:, None] - i).abs()
+        weight = lag.double().square() + 1
+        d = (squared(z, z) + (lag == 0)).sqrt() * (lag > 0)  # the root has no gradient at 0
+        far = (lag > window) * weight * (margin - d).clamp(min=0)
+        return (far + (lag <= window) * d / weight).sum() / len(z) ** 2
+
+    def s(a, b):
+        return soft_dtw(squared(a, b)[None], gamma=gamma, backend="torch")[0]
+
+    return s(x, y) - 0.5 * (s(x, x) + s(y, y)) + alpha * (idm(x) + idm(y))
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "gamma", "window"),
+    [(5, 9, 0.1, 0), (40, 33, 1.0, 2), (33, 40, 0.1, 2), (120, 120, 1.0, 0), (300, 271, 0.1, 0)],
+)
+def test_laser_in_float32_is_its_formulas(n, m, gamma, window):
+    torch.manual_seed(n)
+
+    def features(frames):  # neighbouring frames are near copies; all directions occur
+        steps = torch.randn(frames, 24, dtype=torch.float64).cumsum(0)
+        z = F.normalize(steps + torch.randn(24, dtype=torch.float64), dim=1)
+        return z.float().double().requires_grad_()
+
+    x, y = features(n), features(m)
+    expected = laser(x, y, gamma, 0.4, 1.1, window)
+    expected_gradients = torch.autograd.grad(expected, (x, y))
+    ours = [z.detach().float()[None].requires_grad_() for z in (x, y)]
+    loss = SoftDTWLoss(gamma)(*ours) + 0.4 * sum(
+        contrastive_idm(z, margin=1.1, window=window) for z in ours
+    )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for found, wanted in zip(torch.autograd.grad(loss, ours), expected_gradients, strict=True):
+        assert (found[0] - wanted).norm() <= 1e-5 * wanted.norm()
+
+
 def test_modules_are_the_functions(pair):
     x, y = pair
     for module, expected in (
@@ -200,12 +308,40 @@ def test_modules_are_the_functions(pair):
         torch.testing.assert_close(module, expected)
 
 
-def test_bad_options():
-    with pytest.raises(InputError, match="max_lag must be at least 0"):
-        SSLXCorr(max_lag=-1)
-    with pytest.raises(InputError, match="gamma must be finite"):
-        SSLSoftDTW(gamma=-1)
-    with pytest.raises(InputError, match="margin must be finite"):
-        ContrastiveIDM(-1, 0)
-    with pytest.raises(InputError, match="window must be an integer"):
-        ContrastiveIDM(1, 0.5)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: SSLXCorr(max_lag=-1),
+            "SSLXCorr: max_lag must be at least 0 and temperature positive: -1, 0.1",
+        ),
+        (
+            lambda: SSLSoftDTW(gamma=-1),
+            "SoftDTWLoss: gamma must be finite and >= 0 (0 is hard DTW), got -1",
+        ),
+        (
+            lambda: ContrastiveIDM(math.nan, 0),
+            "ContrastiveIDM: margin must be finite and >= 0, got nan",
+        ),
+        (
+            lambda: ContrastiveIDM(1.0, -1),
+            "ContrastiveIDM: window must be an integer >= 0, got -1",
+        ),
+        (
+            lambda: contrastive_idm(torch.zeros(3, 4)),
+            "contrastive_idm: x must be (B, F, D), got shape (3, 4)",
+        ),
+        (
+            lambda: contrastive_idm(torch.zeros(1, 3, 4), torch.tensor([4])),
+            "contrastive_idm: lengths[0] is 4, must be in 1..3 for a tensor of shape (1, 3, 4)",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(call, message):
+    with pytest.raises(InputError) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_repr_shows_the_configuration():
+    assert repr(ContrastiveIDM(1.1, 0)) == "ContrastiveIDM(margin=1.1, window=0)"

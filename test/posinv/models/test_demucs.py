@@ -24,14 +24,7 @@ CONFIGS = [
     {"hidden": 3, "depth": 2, "stride": 3, "resample": 4, "causal": False},
 ]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for one another at every step of a tiny LSTM are slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def config_id(config: dict) -> str:

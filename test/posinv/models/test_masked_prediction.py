@@ -36,15 +36,7 @@ NO_DROPOUT = dict.fromkeys(
 )
 UNITS = 7
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """One seed, and one thread: models this small only wait for a second."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def make_batch(lengths):

@@ -1,5 +1,4 @@
 import copy
-import math
 from contextlib import nullcontext
 
 import numpy as np
@@ -14,8 +13,10 @@ from transformers import AutoModel, HubertConfig, WavLMConfig
 from posinv.data.tables import write_table
 from posinv.errors import InputError
 from posinv.espnet.tasks.ssft import SSFTTask
+from posinv.losses.functional import contrastive_idm, ssl_mse
 from posinv.models.ssft import SSFTModel
 from posinv.report.curves import read_epochs
+from posinv.softdtw import SoftDTWLoss
 
 VIEWS = {"speed": [0.9, 1.0, 1.1], "semitones": [-2, 2]}
 LASER = {"alpha": 0.4, "margin": 1.1, "window": 0, "projection_size": 24, "views": VIEWS}
@@ -44,91 +45,17 @@ def gradients(model):
 
 
 # ------------------------------------------------------------------------------------ the loss
-def oracle_soft_dtw(cost, gamma):
-    """Cuturi & Blondel's recursion, cell by cell, float64; the gradient by their backward one."""
-    n, m = cost.shape
-    r = np.full((n + 2, m + 2), np.inf)
-    r[0, 0] = 0
-    for i in range(1, n + 1):
-        for j in range(1, m + 1):
-            steps = -np.array([r[i - 1, j - 1], r[i - 1, j], r[i, j - 1]]) / gamma
-            top = steps.max()
-            r[i, j] = cost[i - 1, j - 1] - gamma * (top + math.log(np.exp(steps - top).sum()))
-    value = r[n, m]
-    r[:, m + 1] = r[n + 1, :] = -np.inf
-    r[n + 1, m + 1] = value
-    padded = np.zeros((n + 2, m + 2))
-    padded[1 : n + 1, 1 : m + 1] = cost
-    e = np.zeros((n + 2, m + 2))
-    e[n + 1, m + 1] = 1
-    for j in range(m, 0, -1):
-        for i in range(n, 0, -1):
-            e[i, j] = sum(
-                e[k, q] * math.exp((r[k, q] - r[i, j] - padded[k, q]) / gamma)
-                for k, q in ((i + 1, j), (i, j + 1), (i + 1, j + 1))
-                if r[k, q] > -np.inf
-            )
-    return value, e[1:-1, 1:-1]
-
-
-class OracleSoftDTW(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, cost, gamma):
-        value, alignment = oracle_soft_dtw(cost.detach().numpy(), gamma)
-        ctx.save_for_backward(torch.from_numpy(alignment))
-        return cost.new_tensor(value)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0], None
-
-
-def oracle_laser(x, y, gamma, alpha, margin, window):
-    """The formulas of LASER, one pair, float64, by expanded differences."""
-
-    def squared(a, b):
-        return (a[:, None] - b[None]).square().sum(dim=2)
-
-    def idm(z):
-        n = len(z)
-        i = torch.arange(n)
-        lag = (i[:, None] - i).abs()
-        weight = lag.double().square() + 1
-        square = squared(z, z)
-        d = torch.where(lag > 0, square + (lag == 0), square.new_ones(())).sqrt() * (lag > 0)
-        far = (lag > window) * weight * (margin - d).clamp(min=0)
-        return (far + (lag <= window) * d / weight).sum() / n**2
-
-    def s(a, b):
-        return OracleSoftDTW.apply(squared(a, b), gamma)
-
-    return s(x, y) - 0.5 * (s(x, x) + s(y, y)) + alpha * (idm(x) + idm(y))
-
-
-@pytest.mark.parametrize(
-    ("n", "m", "gamma", "window"),
-    [(5, 9, 0.1, 0), (40, 33, 1.0, 2), (33, 40, 0.1, 2), (120, 120, 1.0, 0), (300, 271, 0.1, 0)],
-)
-def test_loss_is_the_authors(tiny_ssl, n, m, gamma, window):
-    conf = {**LASER, "gamma": gamma, "window": window}
-    model = SSFTModel(tiny_ssl, **conf).eval()
-    torch.manual_seed(n)
-
-    def features(frames):  # near copies, as of neighbouring frames, and all directions
-        steps = torch.randn(frames, 24, dtype=torch.float64).cumsum(0)
-        z = torch.nn.functional.normalize(steps + torch.randn(24, dtype=torch.float64), dim=1)
-        return z.float().double().requires_grad_()
-
-    x, y = features(n), features(m)
-    expected = oracle_laser(x, y, gamma, 0.4, 1.1, window)
-    expected_grads = torch.autograd.grad(expected, (x, y))
-
-    ours = [z.detach().float()[None].requires_grad_() for z in (x, y)]
-    alignment, regulariser = model.pair_losses(*ours, torch.tensor([n]), torch.tensor([m]))
-    loss = alignment + model.alpha * regulariser
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    for grad, wanted in zip(torch.autograd.grad(loss, ours), expected_grads, strict=True):
-        assert (grad[0] - wanted).norm() <= 1e-5 * wanted.norm()
+@pytest.mark.parametrize("loss", ["soft_dtw", "mse"])
+def test_pair_losses_are_those_of_posinv_losses(tiny_ssl, loss):
+    conf = {**LASER, "views": {"semitones": [2]}, "gamma": 0.3, "window": 2, "loss": loss}
+    model = SSFTModel(tiny_ssl, **conf)
+    x, y = torch.randn(2, 2, 6, 5)
+    frames = torch.tensor([6, 3])
+    alignment, regulariser = model.pair_losses(x, y, frames, frames)
+    expected = {"soft_dtw": SoftDTWLoss(0.3)(x, y, frames, frames), "mse": ssl_mse(x, y, frames)}
+    assert torch.equal(alignment, expected[loss])
+    idm = contrastive_idm(x, frames, 1.1, 2) + contrastive_idm(y, frames, 1.1, 2)
+    assert torch.equal(regulariser, idm)
 
 
 def test_batch_loss_is_the_mean_of_its_pairs_losses(laser):
@@ -155,15 +82,6 @@ def test_eight_pairs_give_the_gradient_of_eight_accumulated(laser):
     assert together.keys() == accumulated.keys()
     for name, grad in together.items():
         assert (grad - accumulated[name]).norm() <= 1e-4 * grad.norm().clamp(min=1e-6), name
-
-
-def test_mse_by_hand(tiny_ssl):
-    model = SSFTModel(tiny_ssl, loss="mse", views={"semitones": [2]}).eval()
-    x = torch.randn(2, 6, 5)
-    y = torch.randn(2, 6, 5)
-    alignment, _ = model.pair_losses(x, y, torch.tensor([6, 3]), torch.tensor([6, 3]))
-    by_hand = [(x[0] - y[0]).pow(2).sum() / 6, (x[1, :3] - y[1, :3]).pow(2).sum() / 3]
-    torch.testing.assert_close(alignment, torch.stack(by_hand))
 
 
 def test_equal_views_leave_nothing_to_align(tiny_ssl):

@@ -14,7 +14,7 @@ SYSTEMS = {"noisy": "noisy input", "ssl_mse": "ssl_mse"}
 
 
 def write_experiment(expdir: Path, seeds: list[str], pesq: float | None = 2.0) -> None:
-    """Scores that tell seed, system, task and set apart."""
+    """Scores that differ for every seed, system, task and set."""
     for s, seed in enumerate(seeds):
         for y, system in enumerate(SYSTEMS):
             base = expdir / f"seed{seed}" / system
@@ -45,7 +45,7 @@ def report(expdir: Path, seeds: list[str]) -> str:
 
 
 def tables(markdown: str) -> list[list[list[str]]]:
-    """The cells of each table, read back."""
+    """Return the cells of each table."""
     found = re.findall(r"(?:^\|.*\|\n)+", markdown, flags=re.MULTILINE)
     lines = [table.splitlines() for table in found]
     return [

@@ -36,7 +36,7 @@ CONFIGS = {
 
 @pytest.fixture(autouse=True)
 def hub_cache(tmp_path, monkeypatch):
-    """An empty cache of the hub, and no network."""
+    """No network, and an empty cache of hub models."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"

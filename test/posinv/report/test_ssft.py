@@ -17,7 +17,7 @@ SYSTEMS = ["base", "laser"]
 
 
 def write_checkpoint(training, epochs):
-    """What ESPnet's trainer leaves."""
+    """Write the checkpoint of an ESPnet training."""
     reporter = Reporter(epochs)
     reporter.stats = {
         epoch: {
@@ -68,7 +68,7 @@ def test_one_seed(expdir):
         ["base", "0.0", "0.001", "50.0", "0.001", ABSENT],
         ["base", "1.000", "10.0"],
     ]
-    # Two epochs of 1 and 2 minutes, as long again in validation.
+    # Epochs of 1 and 2 minutes of training, and as much of validation.
     assert rows(text, "laser")[0] == ["laser", "20.0", "0.001", "70.0", "0.001", "6.0"]
 
 

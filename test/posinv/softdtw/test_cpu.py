@@ -4,20 +4,9 @@ import sys
 
 import pytest
 import torch
+from softdtw_helpers import random_cost, value_and_gradient
 
 from posinv.softdtw import cpu, soft_alignment, soft_dtw
-
-
-def random_cost(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-
-def value_and_alignment(cost, *args, backend="cpu"):
-    cost = cost.detach().requires_grad_()
-    value = soft_dtw(cost, *args, backend=backend)
-    (alignment,) = torch.autograd.grad(value.sum(), cost)
-    return value.detach(), alignment
 
 
 @pytest.mark.parametrize("gamma", [1e-40, 0.01, 1.0])
@@ -26,12 +15,12 @@ def test_any_ratio_of_float32_costs_to_gamma(gamma, scale):
     # Many ties, and both sides of the limit beyond which float32 costs are computed in float64.
     cost = (4 * random_cost(2, 30, 23) - 1).round()
     lengths = torch.tensor([30, 16]), torch.tensor([20, 23])
-    value, alignment = value_and_alignment((scale * cost).float(), *lengths, gamma)
+    value, alignment = value_and_gradient((scale * cost).float(), *lengths, gamma)
     expected_value = soft_dtw(scale * cost, *lengths, gamma, backend="reference")
     torch.testing.assert_close(value.double(), expected_value, rtol=1e-6, atol=1e-6)
     # At 1e-4 of the costs' unit only the best paths are left, which the reference can still count;
     # at less, its sums of costs lose gamma's digits.
-    _, expected_alignment = value_and_alignment(
+    _, expected_alignment = value_and_gradient(
         cost, *lengths, max(gamma / scale, 1e-4), backend="reference"
     )
     torch.testing.assert_close(alignment.double(), expected_alignment, rtol=0, atol=3e-6)
@@ -42,9 +31,9 @@ def test_any_ratio_of_float32_costs_to_gamma(gamma, scale):
 @pytest.mark.parametrize("gamma", [0.0, 0.01, 10.0])
 def test_diagonals_of_several_blocks(dtype, bandwidth, gamma):
     cost = random_cost(1, 600, 690).to(dtype)
-    value, alignment = value_and_alignment(cost, None, None, gamma, bandwidth)
+    value, alignment = value_and_gradient(cost, None, None, gamma, bandwidth)
     args = (None, None, gamma, bandwidth)
-    expected_value, expected_alignment = value_and_alignment(cost.double(), *args, backend="torch")
+    expected_value, expected_alignment = value_and_gradient(cost.double(), *args, backend="torch")
     tolerance = 1e-5 if dtype == torch.float32 else 1e-9
     torch.testing.assert_close(value.double(), expected_value, rtol=tolerance / 10, atol=0)
     torch.testing.assert_close(alignment.double(), expected_alignment, rtol=0, atol=tolerance)
@@ -76,13 +65,13 @@ def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch(
     try:
         for threads in (1, 2, 5, 10, 16):  # from 10 on, two an alignment
             torch.set_num_threads(threads)
-            results.append(value_and_alignment(cost, *lengths, gamma, bandwidth))
+            results.append(value_and_gradient(cost, *lengths, gamma, bandwidth))
             alone = soft_dtw(cost, *lengths, gamma, bandwidth)
             torch.testing.assert_close(alone, results[-1][0], rtol=0, atol=0, equal_nan=True)
         torch.set_num_threads(1)
         for b in range(5):
             own = lengths[0][b : b + 1], lengths[1][b : b + 1]
-            one = value_and_alignment(cost[b : b + 1], *own, gamma, bandwidth)
+            one = value_and_gradient(cost[b : b + 1], *own, gamma, bandwidth)
             for result in results:
                 for found, expected in zip(result, one, strict=True):
                     torch.testing.assert_close(

@@ -13,6 +13,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from softdtw_helpers import (
+    check_no_overflow,
+    check_not_finite,
+    check_padding,
+    check_ties,
+    outside,
+    random_cost,
+    valley_cost,
+    value_and_gradient,
+)
 
 from posinv.errors import InputError
 from posinv.losses import ContrastiveIDM
@@ -26,11 +36,6 @@ from posinv.softdtw import (
 )
 
 DTYPES = (torch.float32, torch.float64)
-
-
-def random_cost(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 class Emulator:
@@ -122,11 +127,7 @@ def test_equals_the_reference(align, dtype, tolerance, gamma, bandwidth):
     assert value.dtype == alignment.dtype == dtype
     torch.testing.assert_close(value.double(), expected_value, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(alignment.double(), expected_alignment, rtol=0, atol=tolerance)
-    row, column = torch.arange(97)[:, None], torch.arange(70)
-    outside = (row >= x_lengths[:, None, None]) | (column >= y_lengths[:, None, None])
-    if bandwidth is not None:
-        outside |= (row - column).abs() > bandwidth
-    assert (alignment[outside] == 0).all()
+    assert (alignment[outside(cost, x_lengths, y_lengths, bandwidth)] == 0).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 64, 65])
@@ -215,34 +216,19 @@ def test_both_halves_of_a_border_start_unwritten(emulator, monkeypatch, with_ali
 
 
 def test_gamma_zero_breaks_ties_by_diagonal_then_up_then_left(align):
-    assert torch.equal(align(torch.zeros(1, 70, 70), gamma=0)[1][0], torch.eye(70))
-    wide = align(torch.zeros(1, 2, 4), gamma=0)[1]
-    assert wide[0].tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
-    chosen = align(torch.tensor([[[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]]), gamma=0)[1]
-    assert chosen[0].tolist() == [[1, 0], [0, 1], [0, 1]]
+    check_ties(align, 70)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extreme_costs_do_not_overflow(align, scale, dtype):
     cost = (random_cost(2, 70, 50) * scale).to(dtype)
-    for gamma in (0.0, 1e-300, 0.01, 1.0, 1e30):
-        value, alignment = align(cost, gamma=gamma)
-        assert value.isfinite().all() and alignment.isfinite().all()
-        assert (alignment.sum(1) > 1 - 1e-5).all()
+    check_no_overflow(align, cost, (0.0, 1e-300, 0.01, 1.0, 1e30))
 
 
 def test_batch_equals_one_by_one_whatever_the_padding_holds(align):
     cost = random_cost(4, 80, 75, dtype=torch.float32)
-    x_lengths, y_lengths = torch.tensor([80, 36, 1, 64]), torch.tensor([39, 75, 75, 32])
-    row, column = torch.arange(80)[:, None], torch.arange(75)
-    padding = (row >= x_lengths[:, None, None]) | (column >= y_lengths[:, None, None])
-    value, alignment = align(cost.masked_fill(padding, torch.nan), x_lengths, y_lengths, 0.1)
-    assert (alignment[padding] == 0).all()
-    for b, (n, m) in enumerate(zip(x_lengths, y_lengths, strict=True)):
-        one, one_alignment = align(cost[b : b + 1, :n, :m], gamma=0.1)
-        assert value[b] == one[0]
-        assert torch.equal(alignment[b, :n, :m], one_alignment[0])
+    check_padding(align, cost, torch.tensor([80, 36, 1, 64]), torch.tensor([39, 75, 75, 32]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -251,16 +237,7 @@ def test_batch_equals_one_by_one_whatever_the_padding_holds(align):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_not_finite_costs_spoil_their_own_utterance_only(align, bad, gamma, cell, dtype):
     cost = random_cost(3, 72, 77, dtype=dtype)
-    cost[1, *cell] = bad
-    lengths = torch.tensor([72, 70, 72]), torch.tensor([77, 70, 77])
-    value, alignment = align(cost, *lengths, gamma)
-    assert value.isnan().tolist() == [False, True, False]
-    assert alignment[[0, 2]].isfinite().all()
-    assert alignment[1, :70, :70].isnan().all()
-    assert (alignment[1, 70:] == 0).all() and (alignment[1, :, 70:] == 0).all()
-    if cell == (2, 44):
-        banded, alignment = align(cost, *lengths, gamma, 41)
-        assert banded.isfinite().all() and alignment.isfinite().all()
+    check_not_finite(align, cost, cell, bad, 70, 70, gamma)
 
 
 def test_nan_of_any_bits_arrives(align):
@@ -282,16 +259,12 @@ def test_lengths_that_do_not_fit_give_nan(align):
 
 
 def test_long_sums_are_accurate_in_float32(emulator):
-    n, m = 500, 450
-    position = torch.arange(n)[:, None] * (m / n) - torch.arange(m)
-    valley = 1 - torch.exp(-((position / 30) ** 2))
     for gamma, scale in itertools.product((0.01, 10.0), (0.05, 4.0)):
-        cost = (scale * (0.5 * valley + random_cost(n, m))[None]).float()
-        check_accuracy(cost, 1e-6, 1e-5, gamma, lambda *args: cuda.align(*args, None, True))
+        check_accuracy(valley_cost(500, 450, scale), 1e-6, 1e-5, gamma)
 
 
-def check_accuracy(cost, value_tolerance, alignment_tolerance, gamma, align):
-    value, alignment = align(cost, *full(cost), gamma)
+def check_accuracy(cost, value_tolerance, alignment_tolerance, gamma):
+    value, alignment = cuda.align(cost, *full(cost), gamma, None, True)
     expected_value, expected = cpu.align(cost.cpu().double(), *full(cost), gamma, None, True)
     torch.testing.assert_close(value.cpu().double(), expected_value, rtol=value_tolerance, atol=0)
     assert (alignment.cpu() - expected).abs().max() < alignment_tolerance
@@ -319,13 +292,6 @@ def test_without_cuda_bindings_the_error_is_one_line(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def value_and_gradient(cost, *args, **kwargs):
-    cost = cost.detach().clone().requires_grad_()
-    value = soft_dtw(cost, *args, **kwargs)
-    (gradient,) = torch.autograd.grad(value.sum(), cost)
-    return value.detach(), gradient
-
-
 def test_auto_runs_where_the_cost_is(device):
     cost = random_cost(3, 130, 120, dtype=torch.float32)
     lengths = torch.tensor([130, 20, 1]), torch.tensor([20, 7, 120])
@@ -351,11 +317,7 @@ def test_half_precision_is_computed_in_float32(device, dtype):
 @pytest.mark.parametrize("gamma", [0.01, 0.1, 10.0])
 @pytest.mark.parametrize("scale", [0.05, 4.0])
 def test_4000_frames_in_float32_are_accurate(device, gamma, scale):
-    n, m = 4000, 3900
-    position = torch.arange(n)[:, None] * (m / n) - torch.arange(m)
-    valley = 1 - torch.exp(-((position / 30) ** 2))
-    cost = (scale * (0.5 * valley + random_cost(n, m))[None]).float().to(device)
-    check_accuracy(cost, 1e-6, 1e-4, gamma, lambda *args: cuda.align(*args, None, True))
+    check_accuracy(valley_cost(4000, 3900, scale).to(device), 1e-6, 1e-4, gamma)
 
 
 @pytest.mark.parametrize("bandwidth", [None, 500])

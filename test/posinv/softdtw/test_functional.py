@@ -3,61 +3,30 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from softdtw_helpers import (
+    all_paths,
+    brute_force,
+    check_no_overflow,
+    check_not_finite,
+    check_padding,
+    check_ties,
+    plain_dtw,
+    random_cost,
+    valley_cost,
+    value_and_gradient,
+)
 
 from posinv.errors import InputError
 from posinv.softdtw import soft_alignment, soft_dtw
 
 BACKENDS = ("cpu", "torch", "reference")
 COMPILED = ("cpu", "torch")
-
-
-def random_cost(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def value_and_gradient(cost, *args, **kwargs):
-    cost = cost.detach().clone().requires_grad_()
-    value = soft_dtw(cost, *args, **kwargs)
-    (gradient,) = torch.autograd.grad(value.sum(), cost)
-    return value.detach(), gradient
-
-
-def all_paths(n, m, bandwidth=None):
-    """Every monotonic path from (0, 0) to (n - 1, m - 1) as a list of cells."""
-
-    def extend(path):
-        i, j = path[-1]
-        if (i, j) == (n - 1, m - 1):
-            yield path
-        for cell in ((i + 1, j + 1), (i + 1, j), (i, j + 1)):
-            if cell[0] < n and cell[1] < m:
-                yield from extend([*path, cell])
-
-    for path in extend([(0, 0)]):
-        if bandwidth is None or all(abs(i - j) <= bandwidth for i, j in path):
-            yield path
-
-
-def brute_force(cost, gamma, bandwidth=None):
-    """Value and expected alignment of an (n, m) cost, by enumerating the paths."""
-    visits = torch.stack(
-        [
-            torch.zeros_like(cost).index_put_(
-                tuple(torch.tensor(path).T), torch.tensor(1.0).to(cost)
-            )
-            for path in all_paths(*cost.shape, bandwidth)
-        ]
-    )
-    totals = (visits * cost).sum(dim=(1, 2))
-    value = -gamma * torch.logsumexp(-totals / gamma, dim=0)
-    share = torch.softmax(-totals / gamma, dim=0)
-    return value, (share[:, None, None] * visits).sum(0)
 
 
 def test_brute_force_enumerates_the_delannoy_paths():
@@ -76,21 +45,6 @@ def test_equals_brute_force_over_all_paths(backend, n, m, bandwidth, gamma):
     expected_value, expected_alignment = brute_force(cost[0], gamma, bandwidth)
     torch.testing.assert_close(value[0], expected_value, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient[0], expected_alignment, rtol=1e-10, atol=1e-12)
-
-
-def plain_dtw(cost):
-    """DTW of an (n, m) nested list by recursion on the definition."""
-    memory = {}
-
-    def best(i, j):
-        if (i, j) not in memory:
-            before = [
-                best(*cell) for cell in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if min(cell) >= 0
-            ]
-            memory[i, j] = cost[i][j] + min(before, default=0.0)
-        return memory[i, j]
-
-    return best(len(cost) - 1, len(cost[0]) - 1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -113,15 +67,7 @@ def test_gamma_zero_is_hard_dtw_and_its_gradient_one_best_path(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gamma_zero_breaks_ties_by_diagonal_then_up_then_left(backend):
-    square = soft_alignment(torch.zeros(1, 3, 3), gamma=0, backend=backend)
-    torch.testing.assert_close(square[0], torch.eye(3))
-    # From the corner: diagonal steps as long as there are any, then along the edge.
-    wide = soft_alignment(torch.zeros(1, 2, 4), gamma=0, backend=backend)
-    assert wide[0].tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
-    # (2, 1) can come from (1, 0), at 1, or from (1, 1) or (2, 0), at 0: up is taken.
-    cost = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]])
-    chosen = soft_alignment(cost, gamma=0, backend=backend)
-    assert chosen[0].tolist() == [[1, 0], [0, 1], [0, 1]]
+    check_ties(partial(value_and_gradient, backend=backend), 3)
 
 
 @pytest.mark.parametrize("backend", COMPILED)
@@ -218,10 +164,7 @@ def test_equals_tslearn():
 @pytest.mark.parametrize("gamma", [0.01, 0.1, 10.0])
 @pytest.mark.parametrize("scale", [0.05, 4.0])
 def test_4000_frames_in_float32_are_accurate(gamma, scale):
-    n, m = 4000, 3900
-    position = torch.arange(n)[:, None] * (m / n) - torch.arange(m)
-    valley = 1 - torch.exp(-((position / 30) ** 2))
-    cost = (scale * (0.5 * valley + random_cost(n, m))[None]).float()
+    cost = valley_cost(4000, 3900, scale)
     value, gradient = value_and_gradient(cost, gamma=gamma, backend="cpu")
     expected_value, expected_gradient = value_and_gradient(
         cost.double(), gamma=gamma, backend="cpu"
@@ -245,26 +188,14 @@ def test_4000_frames_agree_between_back_ends():
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_extreme_costs_do_not_overflow(backend, scale):
     cost = (random_cost(2, 20, 25) * scale).float()
-    for gamma in (0.01, 1.0):
-        value, gradient = value_and_gradient(cost, gamma=gamma, backend=backend)
-        assert value.isfinite().all() and gradient.isfinite().all()
-        assert (gradient.sum(1) > 1 - 1e-5).all()
+    check_no_overflow(partial(value_and_gradient, backend=backend), cost, (0.01, 1.0))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batch_equals_one_by_one_whatever_the_padding_holds(backend):
     cost = random_cost(4, 30, 25, dtype=torch.float32)
-    x_lengths, y_lengths = torch.tensor([30, 16, 1, 22]), torch.tensor([9, 25, 25, 20])
-    row, column = torch.arange(30)[:, None], torch.arange(25)
-    padding = (row >= x_lengths[:, None, None]) | (column >= y_lengths[:, None, None])
-    value, gradient = value_and_gradient(
-        cost.masked_fill(padding, torch.nan), x_lengths, y_lengths, 0.1, backend=backend
-    )
-    assert (gradient[padding] == 0).all()
-    for b, (n, m) in enumerate(zip(x_lengths, y_lengths, strict=True)):
-        one, one_gradient = value_and_gradient(cost[b : b + 1, :n, :m], gamma=0.1, backend=backend)
-        assert value[b] == one[0]
-        assert torch.equal(gradient[b, :n, :m], one_gradient[0])
+    lengths = torch.tensor([30, 16, 1, 22]), torch.tensor([9, 25, 25, 20])
+    check_padding(partial(value_and_gradient, backend=backend), cost, *lengths)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -272,15 +203,7 @@ def test_batch_equals_one_by_one_whatever_the_padding_holds(backend):
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 def test_not_finite_costs_spoil_their_own_utterance_only(backend, bad, gamma):
     cost = random_cost(3, 6, 7, dtype=torch.float32)
-    cost[1, 2, 5] = bad
-    lengths = torch.tensor([6, 5, 6]), torch.tensor([7, 6, 7])
-    value, gradient = value_and_gradient(cost, *lengths, gamma, backend=backend)
-    assert value.isnan().tolist() == [False, True, False]
-    assert gradient[[0, 2]].isfinite().all()
-    assert gradient[1, :5, :6].isnan().all()
-    assert (gradient[1, 5:] == 0).all() and (gradient[1, :, 6:] == 0).all()
-    banded, gradient = value_and_gradient(cost, *lengths, gamma, 2, backend)  # (2, 5) is outside
-    assert banded.isfinite().all() and gradient.isfinite().all()
+    check_not_finite(partial(value_and_gradient, backend=backend), cost, (2, 5), bad, 5, 6, gamma)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,4 +1,3 @@
-import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +10,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from posinv.errors import InputError
-from posinv.losses import ContrastiveIDM
 from posinv.softdtw import SoftDTWLoss, soft_dtw
 
 
@@ -128,11 +126,9 @@ def test_half_precision_is_computed_in_float32(dtype, autocast):
     y = features(2, 7, 16, seed=1).to(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         value = SoftDTWLoss()(x, y)
-        regulariser = ContrastiveIDM(1.1, 0)(x)
-    assert value.dtype == regulariser.dtype == torch.float32
+    assert value.dtype == torch.float32
     assert torch.equal(value, SoftDTWLoss()(x.float(), y.float()))
-    assert torch.equal(regulariser, ContrastiveIDM(1.1, 0)(x.float()))
-    (gradient,) = torch.autograd.grad((value + regulariser).sum(), x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
     assert gradient.dtype == dtype and gradient.isfinite().all() and gradient.any()
 
 
@@ -156,7 +152,7 @@ def test_distances_are_exact_whatever_products_are():
 
     def computed():
         with Products() as products:
-            loss = SoftDTWLoss()(x, y) + ContrastiveIDM(1.1, 0)(x)
+            loss = SoftDTWLoss()(x, y)
             return products.types, loss.detach(), *torch.autograd.grad(loss.sum(), x)
 
     types, *expected = computed()
@@ -190,62 +186,10 @@ def test_bandwidth_and_backend_are_passed_on():
 
 def test_empty_batch():
     x, y = torch.zeros(0, 4, 3, requires_grad=True), torch.zeros(0, 5, 3)
-    value = SoftDTWLoss()(x, y) + ContrastiveIDM(1.0, 0)(x)
+    value = SoftDTWLoss()(x, y)
     assert value.shape == (0,)
     value.sum().backward()
     assert x.grad.shape == (0, 4, 3)
-
-
-def naive_idm(x, n, margin, window):
-    """The formula, term by term."""
-    total = 0.0
-    for i in range(n):
-        for j in range(n):
-            distance = math.dist(x[i].tolist(), x[j].tolist())
-            weight = (i - j) ** 2 + 1
-            if abs(i - j) > window:
-                total += weight * max(0.0, margin - distance)
-            else:
-                total += distance / weight
-    return total / n**2
-
-
-@pytest.mark.parametrize("window", [0, 2])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_idm_equals_the_formula(window, dtype, tolerance):
-    x = (0.4 * features(4, 12, 3)).to(dtype)
-    lengths = torch.tensor([12, 5, 1, 2])
-    x[1, 5:] = torch.nan
-    value = ContrastiveIDM(1.1, window)(x, lengths)
-    expected = [naive_idm(u, n, 1.1, window) for u, n in zip(x, lengths.tolist(), strict=True)]
-    assert value.dtype == dtype
-    torch.testing.assert_close(
-        value.double(), torch.tensor(expected, dtype=torch.float64), rtol=tolerance, atol=1e-12
-    )
-
-
-@pytest.mark.parametrize("window", [0, 2])
-def test_idm_gradcheck(window):
-    x = (0.4 * features(2, 6, 3)).requires_grad_()
-    idm = ContrastiveIDM(1.1, window)
-    assert torch.autograd.gradcheck(lambda x: idm(x, torch.tensor([6, 4])), x)
-
-
-@pytest.mark.parametrize("window", [0, 2])
-def test_idm_of_identical_frames_has_a_finite_gradient(window):
-    x = torch.ones(1, 5, 3, requires_grad=True)
-    value = ContrastiveIDM(1.1, window)(x)
-    assert value.item() == pytest.approx(naive_idm(x[0], 5, 1.1, window), rel=1e-6)
-    (gradient,) = torch.autograd.grad(value.sum(), x)
-    assert (gradient == 0).all()
-
-
-def test_idm_gradient_of_padding_is_zero():
-    x = features(1, 6, 3)
-    x[0, 4:] = torch.inf
-    x.requires_grad_()
-    (gradient,) = torch.autograd.grad(ContrastiveIDM(3.0, 0)(x, torch.tensor([4])).sum(), x)
-    assert gradient.isfinite().all() and (gradient[0, 4:] == 0).all() and gradient.any()
 
 
 @pytest.mark.parametrize(
@@ -286,22 +230,6 @@ def test_idm_gradient_of_padding_is_zero():
             ),
             "SoftDTWLoss: y_lengths[0] is 0, must be in 1..3 for a tensor of shape (1, 3, 4)",
         ),
-        (
-            lambda: ContrastiveIDM(math.nan, 0),
-            "ContrastiveIDM: margin must be finite and >= 0, got nan",
-        ),
-        (
-            lambda: ContrastiveIDM(1.0, -1),
-            "ContrastiveIDM: window must be an integer >= 0, got -1",
-        ),
-        (
-            lambda: ContrastiveIDM(1.0, 0)(torch.zeros(3, 4)),
-            "contrastive_idm: x must be (B, F, D), got shape (3, 4)",
-        ),
-        (
-            lambda: ContrastiveIDM(1.0, 0)(torch.zeros(1, 3, 4), torch.tensor([4])),
-            "contrastive_idm: lengths[0] is 4, must be in 1..3 for a tensor of shape (1, 3, 4)",
-        ),
     ],
 )
 def test_bad_input_is_one_line(call, message):
@@ -312,9 +240,9 @@ def test_bad_input_is_one_line(call, message):
 
 def test_repr_shows_the_configuration():
     assert repr(SoftDTWLoss(0.2, cost="cosine")) == (
-        "SoftDTWLoss(gamma=0.2, divergence=True, cost='cosine', bandwidth=None, backend='auto')"
+        "SoftDTWLoss(gamma=0.2, divergence=True, cost='cosine', bandwidth=None, backend='auto',"
+        " normalize_features=False, normalize_length=False)"
     )
-    assert repr(ContrastiveIDM(1.1, 0)) == "ContrastiveIDM(margin=1.1, window=0)"
 
 
 def test_cost_may_be_a_function():

@@ -35,16 +35,6 @@ def family(request):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    """One seed, and one thread: models this small only wait for a second."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """A folder per family: weights away from their initial values, so that every bias counts."""

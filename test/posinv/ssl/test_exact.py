@@ -1,5 +1,6 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 import numpy as np
@@ -14,34 +15,45 @@ from posinv.ssl import exact
 from posinv.ssl.exact import extract, model_output
 from posinv.ssl.upstream import SSLUpstream
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 
 def relative_error(value, reference):
     return ((value - reference).norm() / reference.norm()).item()
+
+
+def states(model, values, **options):
+    """The hidden states (L + 1, F, D) that transformers gives for one utterance (1, T)."""
+    return torch.stack(model(values, output_hidden_states=True, **options).hidden_states)[:, 0]
 
 
 def alone(folder, wave):
     """The oracle: transformers and its feature extractor on one utterance."""
     model = AutoModel.from_pretrained(folder).eval()
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
-    values = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_values
-    with torch.no_grad():
-        return torch.stack(model(values, output_hidden_states=True).hidden_states)[:, 0]
+    return states(
+        model, extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_values
+    )
 
 
-def test_batch_gives_what_transformers_gives_alone(folders, family, batch):
-    waves, lengths = batch([16000, 400, 7777, 719, 720, 23456], scale=0.1)
-    waves += 0.05
-    ssl = SSLUpstream(folders / family)
-    with torch.no_grad():
-        hidden, frames = ssl(waves, lengths)
-    assert hidden.shape == (ssl.num_layers, 6, frames.max(), ssl.output_size)
+@torch.no_grad()
+def assert_exact(ssl, waves, lengths, oracle):
+    """A batch gives what the oracle gives for each utterance alone, and zero past its end."""
+    hidden, frames = ssl(waves, lengths)
+    assert hidden.shape == (ssl.num_layers, len(waves), frames.max(), ssl.output_size)
     assert frames.tolist() == [(n - 400) // 320 + 1 for n in lengths.tolist()]
     for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):
-        reference = alone(folders / family, waves[i, :n])
+        reference = oracle(waves[i, :n])
         assert hidden[:, i, :m].shape == reference.shape
         for value, expected in zip(hidden[:, i, :m], reference, strict=True):
             assert relative_error(value, expected) < 1e-5
         assert not hidden[:, i, m:].any()
+
+
+def test_batch_gives_what_transformers_gives_alone(folders, family, batch):
+    waves, lengths = batch([16000, 400, 7777, 719, 720, 23456], scale=0.1)
+    ssl = SSLUpstream(folders / family)
+    assert_exact(ssl, waves + 0.05, lengths, partial(alone, folders / family))
 
 
 def test_gradient_wrt_waveform_is_the_lone_utterances(folders, family, batch):
@@ -56,69 +68,43 @@ def test_gradient_wrt_waveform_is_the_lone_utterances(folders, family, batch):
         values = wave
         if ssl.normalize:
             values = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
-        states = torch.stack(ssl.model(values, output_hidden_states=True).hidden_states)
-        (states[:, 0] * weights[:, i, :m]).sum().backward()
+        (states(ssl.model, values) * weights[:, i, :m]).sum().backward()
         assert relative_error(waves.grad[i, :n], wave.grad[0]) < 1e-4
         assert not waves.grad[i, n:].any()
 
 
 @pytest.mark.parametrize("name", ["hubert-base", "wavlm-large"])
 def test_thirty_seconds_beside_one_frame(folders, name, batch):
-    waves, lengths = batch([400, 480000])
-    with torch.no_grad():
-        hidden, frames = SSLUpstream(folders / name)(waves, lengths)
-    for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):
-        assert relative_error(hidden[:, i, :m], alone(folders / name, waves[i, :n])) < 1e-5
+    assert_exact(SSLUpstream(folders / name), *batch([400, 480000]), partial(alone, folders / name))
 
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_pieces_of_long_audio_have_no_seams(folders, family, frames, monkeypatch, batch):
     monkeypatch.setattr(exact, "_PIECE_BYTES", frames * 64 * 4 * 16)
     waves, lengths = batch([400, 720, 1359, 1360, 16000], scale=0.1)
-    waves += 0.05
     ssl = SSLUpstream(folders / family)
-    with torch.no_grad():
-        hidden, _ = ssl(waves, lengths)
-    for i, n in enumerate(lengths):
-        reference = alone(folders / family, waves[i, :n])
-        assert relative_error(hidden[:, i, : reference.size(1)], reference) < 1e-5
+    assert_exact(ssl, waves + 0.05, lengths, partial(alone, folders / family))
 
 
 def test_silence(folders, family, batch):
     waves, lengths = batch([5000, 8000])
     waves[0] = 0.0
-    with torch.no_grad():
-        hidden, frames = SSLUpstream(folders / family)(waves, lengths)
-    expected = alone(folders / family, waves[0, :5000])
-    assert relative_error(hidden[:, 0, : frames[0]], expected) < 1e-5
+    assert_exact(SSLUpstream(folders / family), waves, lengths, partial(alone, folders / family))
 
 
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(400, 9000), min_size=1, max_size=5))
 def test_any_lengths(folders, batch, lengths):
     ssl = SSLUpstream(folders / "hubert-base")
-    waves, lengths = batch(lengths)
-    with torch.no_grad():
-        hidden, frames = ssl(waves, lengths)
-        for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):
-            expected = torch.stack(
-                ssl.model(waves[i : i + 1, :n], output_hidden_states=True).hidden_states
-            )
-            assert relative_error(hidden[:, i, :m], expected[:, 0]) < 1e-5
+    assert_exact(ssl, *batch(lengths), lambda wave: states(ssl.model, wave[None]))
 
 
 def test_full_size_hubert_base(tmp_path, batch):
     HubertConfig().save_pretrained(tmp_path)
     ssl = SSLUpstream(tmp_path, random_init=True)
     assert (ssl.num_layers, ssl.output_size, ssl.hop, ssl.min_samples) == (13, 768, 320, 400)
-    waves, lengths = batch([8000, 48000])  # a piece, and more
-    with torch.no_grad():
-        hidden, frames = ssl(waves, lengths)
-        for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):
-            expected = torch.stack(
-                ssl.model(waves[i : i + 1, :n], output_hidden_states=True).hidden_states
-            )
-            assert relative_error(hidden[:, i, :m], expected[:, 0]) < 1e-5
+    waves, lengths = batch([8000, 48000])  # one piece, and several
+    assert_exact(ssl, waves, lengths, lambda wave: states(ssl.model, wave[None]))
 
 
 def test_no_layer_drop_nor_spec_augment_in_training(folders, batch):
@@ -249,12 +235,8 @@ def test_masked_frames_get_the_mask_embedding(folders, batch, name):
     mask = torch.rand(2, 15) < 0.5
     hidden, frames = extract(model, waves, lengths, time_mask=mask)
     for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):
-        expected = model(
-            waves[i : i + 1, :n],
-            mask_time_indices=mask[i : i + 1, :m],
-            output_hidden_states=True,
-        ).hidden_states
-        assert relative_error(hidden[:, i, :m], torch.stack(expected)[:, 0]) < 1e-5
+        expected = states(model, waves[i : i + 1, :n], mask_time_indices=mask[i : i + 1, :m])
+        assert relative_error(hidden[:, i, :m], expected) < 1e-5
     with pytest.raises(InputError, match=r"time_mask must be \(2, 15\), got shape \(2, 14\)"):
         extract(model, waves, lengths, time_mask=mask[:, :14])
     del model.masked_spec_embed

@@ -11,6 +11,8 @@ from posinv.errors import InputError
 from posinv.ssl.load import check_layer, load_config
 from posinv.ssl.upstream import SSLUpstream
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 
 def test_frame_lengths_match_transformers(folders):
     ssl = SSLUpstream(folders / "hubert-base")

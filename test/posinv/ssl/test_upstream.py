@@ -7,6 +7,8 @@ import torch
 from posinv.errors import InputError
 from posinv.ssl.upstream import Frozen, SSLUpstream
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 
 def test_a_frozen_model_stays_in_eval_mode(folders):
     ssl = SSLUpstream(folders / "hubert-base")

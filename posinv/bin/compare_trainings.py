@@ -1,0 +1,98 @@
+"""Say in what a training differs from the one that its folder was made by.
+
+Exit status 0: only the number of epochs has grown, so that the training can go on.
+"""
+
+import shlex
+from pathlib import Path
+
+import yaml
+
+from posinv.bin.cli import command_parser, run
+from posinv.errors import InputError
+
+
+def main() -> None:
+    """Print the differences; raise if the folder can't be used."""
+    parser = command_parser(__doc__)
+    parser.add_argument("--dir", type=Path, required=True, help="with run.sh and inputs/")
+    parser.add_argument("--record", required=True, help="the text of the new run.sh")
+    args = parser.parse_args()
+    found = differences(args.dir, (args.dir / "run.sh").read_text(), args.record)
+    grown = [old < new for name, old, new in found if name == "max_epoch"]
+    if found and len(grown) == len(found) and all(grown):
+        print(f"{args.dir}: max_epoch has grown to {found[0][2]}: the training goes on")
+        return
+    lines = "; ".join(f"{name}: {old} there, {new} now" for name, old, new in found)
+    raise InputError(
+        f"{args.dir} was made by another training: {lines or 'its command has another order'}: "
+        "remove it, or choose another --expdir"
+    )
+
+
+def differences(directory: Path, old: str, new: str) -> list[tuple[str, object, object]]:
+    """Compare two records of a training, key by key: name, old value, new value.
+
+    Args:
+        directory: with ``inputs/``, copies of the YAML files that the old record names.
+        old: the text of a ``run.sh``.
+        new: of another.
+    """
+    before, after = _options(old), _options(new)
+    found: list[tuple[str, object, object]] = _compare(before, after, "--")
+    before, after = _inputs(old), _inputs(new)
+    for path in sorted(before.keys() | after.keys()):
+        if before.get(path) == after.get(path):
+            continue
+        copy = directory / "inputs" / path.replace("/", "%")
+        if path in before and path in after and copy.is_file():
+            found += _compare(_flat(copy), _flat(Path(path)), "")
+        elif path in before and path in after:
+            found.append((path, "another content", "changed"))
+        else:
+            found.append((path, *("an input" if path in of else "none" for of in (before, after))))
+    return found
+
+
+def _compare(
+    before: dict[str, str], after: dict[str, str], prefix: str
+) -> list[tuple[str, object, object]]:
+    return [
+        (prefix + name, before.get(name, "none"), after.get(name, "none"))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _options(record: str) -> dict[str, str]:
+    """The command's options; those given several times have their values joined."""
+    options: dict[str, str] = {}
+    name = "command"
+    for word in shlex.split(record.splitlines()[-1]):
+        if word.startswith("--"):
+            name = word.removeprefix("--")
+            options.setdefault(name, "")
+        else:
+            options[name] = f"{options.get(name, '')} {word}".strip()
+    return options
+
+
+def _inputs(record: str) -> dict[str, str]:
+    lines = [line.split(maxsplit=3) for line in record.splitlines() if line.startswith("#   ")]
+    return {path: f"{checksum} {size}" for _, checksum, size, path in lines}
+
+
+def _flat(path: Path) -> dict[str, object]:
+    """A YAML file's values by dotted key."""
+
+    def walk(value: object, prefix: str) -> dict[str, object]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        entries = [walk(item, f"{prefix}.{key}".strip(".")) for key, item in value.items()]
+        return {name: item for entry in entries for name, item in entry.items()}
+
+    return walk(yaml.safe_load(path.read_text(encoding="utf-8")), "")
+
+
+if __name__ == "__main__":
+    run(main)
