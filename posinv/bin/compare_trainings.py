@@ -4,6 +4,7 @@ Exit status 0: only the number of epochs has grown, so that the training can go 
 """
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -19,10 +20,10 @@ def main() -> None:
     parser.add_argument("--record", required=True, help="the text of the new run.sh")
     args = parser.parse_args()
     found = differences(args.dir, (args.dir / "run.sh").read_text(), args.record)
-    grown = [old < new for name, old, new in found if name == "max_epoch"]
-    if found and len(grown) == len(found) and all(grown):
-        print(f"{args.dir}: max_epoch has grown to {found[0][2]}: the training goes on")
-        return
+    match found:
+        case [("max_epoch", int(old), int(new))] if old < new:
+            print(f"{args.dir}: max_epoch has grown to {new}: the training goes on")
+            return
     lines = "; ".join(f"{name}: {old} there, {new} now" for name, old, new in found)
     raise InputError(
         f"{args.dir} was made by another training: {lines or 'its command has another order'}: "
@@ -38,8 +39,7 @@ def differences(directory: Path, old: str, new: str) -> list[tuple[str, object, 
         old: the text of a ``run.sh``.
         new: of another.
     """
-    before, after = _options(old), _options(new)
-    found: list[tuple[str, object, object]] = _compare(before, after, "--")
+    found = _compare(_options(old), _options(new), "--")
     before, after = _inputs(old), _inputs(new)
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) == after.get(path):
@@ -50,12 +50,12 @@ def differences(directory: Path, old: str, new: str) -> list[tuple[str, object, 
         elif path in before and path in after:
             found.append((path, "another content", "changed"))
         else:
-            found.append((path, *("an input" if path in of else "none" for of in (before, after))))
+            found.append((path, before.get(path, "none"), after.get(path, "none")))
     return found
 
 
 def _compare(
-    before: dict[str, str], after: dict[str, str], prefix: str
+    before: Mapping[str, object], after: Mapping[str, object], prefix: str
 ) -> list[tuple[str, object, object]]:
     return [
         (prefix + name, before.get(name, "none"), after.get(name, "none"))

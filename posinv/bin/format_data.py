@@ -13,6 +13,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="data directory to write")
     parser.add_argument("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
     parser.add_argument("--resample", action="store_true", help="resample other rates")
+    parser.add_argument(
+        "--clean", action="store_true", help="write the clean references (spk1.scp) alone"
+    )
     parser.add_argument("--audio_format", choices=("flac", "wav"), default="flac", help="written")
     parser.add_argument(
         "--min_samples", type=int, help="shortest utterance (one frame of 25 ms unless given)"

@@ -7,7 +7,7 @@ directories, with ``segments`` or without ``phn``, become one by ``posinv.bin.im
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -205,6 +205,7 @@ def format_data(
     out: Path | str,
     sampling_rate: int,
     resample: bool = False,
+    clean: bool = False,
     audio_format: Literal["flac", "wav"] = "flac",
     min_samples: int | None = None,
     nj: int = 1,
@@ -222,6 +223,7 @@ def format_data(
         out: the data directory, written atomically; an earlier one is replaced.
         sampling_rate: of all audio, in Hz.
         resample: resample other rates instead of refusing them.
+        clean: write the clean reference in place of the audio.
         audio_format: of the files written, 16 bit.
         min_samples: the shortest utterance; default one frame of 25 ms.
         nj: number of processes.
@@ -234,6 +236,8 @@ def format_data(
     """
     refuse_overlap(src, out)
     data = DataDir.read(src)
+    if clean:
+        data = replace(data, wav=data.spk1)
     out = Path(out)
     min_samples = round(FRAME_SECONDS * sampling_rate) if min_samples is None else min_samples
     with atomic_folder(out, replaces="wav.scp") as fresh:
@@ -241,18 +245,18 @@ def format_data(
 
         def convert(utt: str) -> tuple[str, str, str, int, str, bool]:
             entries = data.wav[utt], data.spk1[utt]
-            x, clean = read_pair(utt, *entries, sampling_rate, resample, min_samples)
-            peak = max(np.abs(x).max(), np.abs(clean).max())
+            x, reference = read_pair(utt, *entries, sampling_rate, resample, min_samples)
+            peak = max(np.abs(x).max(), np.abs(reference).max())
             gain = 1 / peak if peak > 1 else 1.0
             wav = spk1 = f"audio/{utt}.{audio_format}"
             write_audio(fresh / wav, np.clip(gain * x, -1, 1), sampling_rate)
-            if clean is not x:
+            if reference is not x:
                 spk1 = f"audio/{utt}.spk1.{audio_format}"
-                write_audio(fresh / spk1, np.clip(gain * clean, -1, 1), sampling_rate)
-            digest = blake2b(digest_size=16)
-            for name in (wav, spk1):
-                digest.update((fresh / name).read_bytes())
-            return utt, str(out / wav), str(out / spk1), len(x), digest.hexdigest(), bool(gain < 1)
+                write_audio(fresh / spk1, np.clip(gain * reference, -1, 1), sampling_rate)
+            digest = blake2b((fresh / wav).read_bytes(), digest_size=16)
+            digest.update((fresh / spk1).read_bytes())
+            paths = str(out / wav), str(out / spk1)
+            return utt, *paths, len(x), digest.hexdigest(), bool(gain < 1)
 
         results = list(map_parallel(convert, data.wav, nj))
         utts, wavs, spk1s, lengths, digests, scaled = zip(*results, strict=True)

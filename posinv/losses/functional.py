@@ -107,12 +107,7 @@ def ssl_softdtw(
         InputError: an option out of range, or shapes or lengths that do not fit.
     """
     loss = SoftDTWLoss(
-        gamma,
-        divergence,
-        cost,
-        bandwidth,
-        normalize_features=normalize_features,
-        normalize_length=normalize_length,
+        gamma, divergence, cost, bandwidth, "auto", normalize_features, normalize_length
     )
     return loss(x, y, x_lengths, y_lengths)
 

@@ -42,12 +42,7 @@ class SSLSoftDTW(SoftDTWLoss):
         normalize_length: bool = False,
     ) -> None:
         super().__init__(
-            gamma,
-            divergence,
-            cost,
-            bandwidth,
-            normalize_features=normalize_features,
-            normalize_length=normalize_length,
+            gamma, divergence, cost, bandwidth, "auto", normalize_features, normalize_length
         )
 
 

@@ -22,10 +22,10 @@ Soft-DTW is the logarithm of a sum over paths, ``r = -gamma log p`` with
     p[i, j] = exp(-c[i, j] / gamma) (p[i-1, j-1] + p[i-1, j] + p[i, j-1]).
 
 The kernels accumulate p, as m 2^e with an integer exponent e for each cell. This takes one
-exponential a cell and no logarithm, and nothing overflows. Its rounding error is relative to p.
-Sums of r / gamma would have a larger one: at 4,000 frames and a gamma of 0.01, it changes the
-weights of the predecessors by several per cent in float32. If float32 costs are so large that an
-exponent needs more than 32 bits, they are computed in float64.
+exponential a cell and no logarithm, and nothing overflows. The rounding error is relative to p. If
+r were accumulated, the error would be relative to r / gamma: in float32, at 4,000 frames and a
+gamma of 0.01, it would change the weights of the predecessors by several per cent. If float32 costs
+are so large that an exponent needs more than 32 bits, they are computed in float64.
 
 First pass (_accumulate): it begins at both ends, so that two threads can share one alignment. In
 the first half, p sums the paths from the first cell; in the second half, the paths to the last

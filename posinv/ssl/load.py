@@ -165,7 +165,7 @@ def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normal
     Raises:
         InputError: ``directory`` exists already and is not an empty folder.
     """
-    with atomic_folder(directory) as fresh:
+    with atomic_folder(Path(directory)) as fresh:
         with _no_progress_bar():
             model.save_pretrained(fresh)
         Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(fresh)

@@ -57,7 +57,7 @@ def test_speed_moves_pitch_and_length_exactly(factor):
         spectrum = np.abs(np.fft.rfft(wave[:length].numpy() * np.hanning(length), 2**18))
         assert spectrum.argmax() * 16000 / 2**18 == pytest.approx(500 * factor, abs=0.5)
         assert wave[length:].abs().sum() == 0
-        # Level kept, away from the edges.
+        # Away from the edges, the level is kept.
         assert wave[200 : length - 200].square().mean() == pytest.approx(0.5, rel=0.02)
 
 
@@ -107,7 +107,7 @@ def test_draws_depend_on_key_and_seed_alone():
 
     torch.manual_seed(1)
     first = draw(keys)
-    torch.rand(7)  # what was drawn before doesn't matter
+    torch.rand(7)  # earlier draws have no effect
     assert draw(keys[::-1]) == first
     assert len(set(first.values())) == 5
     torch.manual_seed(2)
@@ -168,7 +168,7 @@ def test_pitch_of_tones(semitones, frequency):
     peak = spectrum.argmax() * 16000 / 2**20
     assert 1200 * math.log2(peak / frequency) == pytest.approx(100 * semitones, abs=1)  # cents
     assert decibels(shifted, wave) == pytest.approx(0, abs=0.5)
-    # No clicks: within a tone that sets in and ends suddenly, and around one that doesn't.
+    # No clicks, neither in a tone that begins and ends suddenly nor in one that fades.
     step = wave.diff().abs().max() * max(1, 2 ** (semitones / 12))
     assert shifted.diff().abs().max() < 1.3 * step
     fade = torch.linspace(0, 1, 800)
@@ -196,15 +196,15 @@ def test_pitch_level_and_timing_of_speech(speech, semitones):
             for x in (wave, shifted)
         )
         cents = np.nanmedian(1200 * np.log2(after / before))
-        assert cents == pytest.approx(100 * semitones, abs=10)  # what pyin tells apart
-        # The envelope, over 64 ms at 1 kHz, stays in its place.
+        assert cents == pytest.approx(100 * semitones, abs=10)  # pyin's resolution
+        # The envelope, over 64 ms at 1 kHz, is not shifted.
         before, after = (
             librosa.feature.rms(y=x.numpy(), frame_length=1024, hop_length=16)[0]
             for x in (wave, shifted)
         )
         match = np.correlate(before[100:-100], after, "valid")
         assert abs(match.argmax() - 100) <= 2  # ms
-        # No clicks where it begins and ends.
+        # No clicks at its beginning and end.
         steps, given = (F.pad(x, (1, 1)).diff().abs() for x in (shifted, wave))
         for edge, near in ((slice(400), slice(1600)), (slice(-400, None), slice(-1600, None))):
             assert steps[edge].max() < 1.2 * given[near].max()
@@ -216,7 +216,7 @@ def test_pitch_shift_agrees_with_librosa(speech, semitones):
         options = {"sr": 16000, "n_steps": semitones, "n_fft": n_fft, "hop_length": n_fft // 4}
         return librosa.effects.pitch_shift(x, **options)
 
-    def spectrum(x: np.ndarray) -> np.ndarray:  # away from edges; 64 ms, 40 bands, no level
+    def spectrum(x: np.ndarray) -> np.ndarray:  # away from edges, in 40 bands, without level
         mel = librosa.feature.melspectrogram(y=x, sr=16000, n_fft=1024, hop_length=128, n_mels=40)
         mel = mel[:, 16 : 16 + (mel.shape[1] - 32) // 8 * 8].reshape(40, -1, 8).mean(axis=2)
         log = np.log(mel + 1e-4 * mel.max())
@@ -228,7 +228,7 @@ def test_pitch_shift_agrees_with_librosa(speech, semitones):
     for wave in speech:
         shifted, wave = alone(PitchShift([semitones]), wave).numpy(), wave.numpy()
         other, third = librosa_shift(wave, 1024), librosa_shift(wave, 512)
-        # As near to librosa as librosa with another window is.
+        # It differs from librosa about as much as librosa does with another window.
         assert distance(shifted, other) < 1.15 * distance(other, third)
         assert distance(shifted, other) < 0.6 * distance(shifted, wave)
 
@@ -241,7 +241,7 @@ def test_pitch_shift_of_a_batch_is_that_of_each_alone(speech):
     waves = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
     waves = waves + torch.randn(waves.shape) * (waves == 0) * (
         torch.arange(waves.size(1)) >= lengths[:, None]
-    )  # what lies beyond the lengths doesn't count
+    )  # noise beyond the lengths
     pitch, keys = PitchShift([-2, 0, 1, 2]), [str(b) for b in range(len(parts))]
     batch, batch_lengths = pitch(waves, lengths, keys)
     assert batch.shape == waves.shape and batch_lengths.equal(lengths)
@@ -262,7 +262,7 @@ def test_silence_in_front_only_delays_the_pitch_shifted(speech, semitones):
 @pytest.mark.parametrize("semitones", [-12, -2, 2])
 def test_pitch_shift_keeps_signs(semitones):
     pitch, noise = PitchShift([semitones]), torch.randn(3000)
-    for silence in range(0, 1100, 50):  # frames that begin in silence, by little or much
+    for silence in range(0, 1100, 50):  # frames that begin with more or less silence
         wave = F.pad(noise, (silence, 0))
         torch.testing.assert_close(alone(pitch, -wave), -alone(pitch, wave), rtol=0, atol=1e-6)
 

@@ -90,7 +90,7 @@ def pair():
 
 
 def padded_reference(x, hops):
-    """Put as many other frames in front; three more frames in all."""
+    """Put ``hops`` other frames in front of each utterance, and fill up to three more frames."""
     out = torch.full((x.shape[0], x.shape[1] + 3, x.shape[2]), 7.0)
     for b, hop in enumerate(hops):
         out[b, hop : hop + x.shape[1]] = x[b]

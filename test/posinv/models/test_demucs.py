@@ -39,7 +39,7 @@ def oracle_class():
 
 @cache
 def pair(index: int):
-    """The oracle and ours with its weights; biases above 0, so that padding shows."""
+    """The oracle, and our model with its weights. Biases are above 0, so padding would show."""
     torch.manual_seed(index)
     config = CONFIGS[index]
     oracle = oracle_class()(**config)
@@ -144,7 +144,7 @@ def test_resample_4_is_2_twice_and_a_tone_survives_it():
     tone = torch.sin(2 * math.pi * 0.1 * time)[None]
     twice = separator._upsample(separator._upsample(tone))
     expected = torch.sin(2 * math.pi * 0.1 * torch.arange(8000, dtype=torch.float64) / 4)[None]
-    middle = slice(1000, 7000)  # the ends see the zeros outside
+    middle = slice(1000, 7000)  # the zeros outside affect the ends
     torch.testing.assert_close(twice[:, middle], expected[:, middle], rtol=0, atol=1e-5)
     back = separator._downsample(separator._downsample(twice))
     torch.testing.assert_close(back[:, 250:1750], tone[:, 250:1750], rtol=0, atol=1e-5)

@@ -64,9 +64,9 @@ def test_mfcc_has_a_row_for_each_ssl_frame(samples):
 
 
 def test_mfcc_frame_sees_what_the_ssl_frame_sees():
-    """A change within samples 320 i to 320 i + 400 alone reaches frame i's MFCCs.
+    """Frame i's MFCCs depend on samples 320 i to 320 i + 400 alone.
 
-    Differences between frames cancel the utterance's mean; preemphasis reaches one sample on.
+    The difference to frame 0 cancels the utterance's mean. Preemphasis reaches one sample further.
     """
     rng = np.random.default_rng(0)
     wave = rng.standard_normal(16000).astype(np.float32)
@@ -129,7 +129,7 @@ def test_time_mask_stays_in_the_utterance_and_leaves_context(lengths, seed):
 def test_time_mask_covers_what_hubert_covers():
     n = 2000
     mask = draw_time_mask(torch.tensor([n] * 50), [str(i) for i in range(50)], 0.8, 10)
-    # Starts without replacement at a rate of 0.08: a frame escapes ten of them.
+    # A frame is not masked if none of ten frames is a start, each with a probability of 0.08.
     assert mask.float().mean() == pytest.approx(1 - (1 - 0.08) ** 10, abs=0.01)
 
 
@@ -159,7 +159,6 @@ def test_loss_is_that_of_each_utterance_alone_in_transformers(weight):
     for i, (n, m) in enumerate(zip(batch["speech_lengths"], batch["units_lengths"], strict=True)):
         wave = batch["speech"][i : i + 1, :n]
         wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
-        # transformers marks with the same argument which frames are masked
         hidden = model.ssl(wave, mask_time_indices=mask[i : i + 1, :m]).last_hidden_state[0]
         projected = model.projection(hidden)
         logits = F.cosine_similarity(projected[:, None], model.unit_embeddings, dim=-1) / 0.1
@@ -186,7 +185,7 @@ def test_one_frame_utterance_trains():
 
 
 def test_it_learns_units_that_the_audio_tells():
-    """Two tones, a unit each, in spans longer than the masks: context settles masked frames."""
+    """Each utterance is a tone and has its unit: frames around a mask tell the masked units."""
     torch.manual_seed(0)
     model = MaskedPredictionModel({**TINY, **NO_DROPOUT}, 2)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)

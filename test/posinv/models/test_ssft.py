@@ -93,10 +93,10 @@ def test_equal_views_leave_nothing_to_align(tiny_ssl):
 
 # ------------------------------------------------------------------------------------ the device
 class NoWaiting(TorchDispatchMode):
-    """Fails where the host would wait for a GPU, for which the device "meta" stands.
+    """Fails where the host would wait for a GPU. The device "meta" takes the GPU's place.
 
-    Values can't be had from it; what else waits are copies to it that aren't asynchronous, and
-    indices that are not yet there.
+    Values on "meta" cannot be read. What else would wait are copies to the device that are not
+    asynchronous, and indices that are not on it.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -115,8 +115,8 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("config_class", [HubertConfig, WavLMConfig])
 def test_update_waits_for_no_device(tiny_ssl, tmp_path, monkeypatch, config_class):
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # none on "meta"
-    # Where a GPU would have its own back end.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # not on "meta"
+    # A GPU has a back end of its own.
     monkeypatch.setattr(
         "posinv.softdtw.torch_diagonal.align",
         lambda cost, *args: (cost.new_empty(len(cost)), torch.empty_like(cost)),
@@ -385,7 +385,7 @@ def test_validation_draws_the_same_every_epoch_and_training_does_not(corpus, tin
     assert len({epoch["train"]["loss"] for epoch in epochs}) == 3
 
 
-# The settings of the papers, as the design tells them; conf/*.yaml must have them.
+# The papers' settings, which conf/*.yaml must have.
 LASER_OPTIM = {"lr": 2e-5, "warmup": 1000, "updates": 3600, "pairs": 8, "clip": 1}
 PRESETS = {
     "laser_hubert": (1.1, 0.4, [0.9, 1.0, 1.1], [-2, 2]),
@@ -409,7 +409,7 @@ def test_presets_are_the_papers_settings(name, tiny_ssl, tmp_path, request):
     assert args.batch_size == LASER_OPTIM["pairs"]
     assert args.grad_clip == LASER_OPTIM["clip"]
     assert args.max_epoch * args.num_iters_per_epoch == LASER_OPTIM["updates"]
-    if semitones:  # no noise recordings to be had here
+    if semitones:  # the others need noise recordings
         assert SSFTTask.build_model(args).alpha == alpha
 
     # The learning rate over the updates: linear up to the 1,000th, linear down to the last.

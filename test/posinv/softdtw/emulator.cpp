@@ -1,7 +1,7 @@
-// Runs the kernels of posinv/softdtw/kernel.cu on the CPU, for test_cuda.py: every lane of a warp is
-// a fiber that gives way to the next lane wherever lanes exchange something, and a warp gives way to
-// a random one of the running warps now and then, and whenever it waits for another. So few warps
-// run at a time that a strip which waited for one not yet started would wait for ever.
+// Runs the kernels of posinv/softdtw/kernel.cu on the CPU, for test_cuda.py. Every lane of a warp is
+// a fiber, which yields to the next lane wherever lanes exchange values. A warp yields to a random
+// running warp now and then, and whenever it waits for another. Few warps run at a time, so a strip
+// that waits for one that has not started is a deadlock here.
 
 #include <ucontext.h>
 
@@ -35,7 +35,7 @@ struct Warp {
     ucontext_t lanes[LANES];
     std::unique_ptr<char[]> stack{new char[LANES * STACK]};
     char shared[SHARED];
-    double exchanged[2][LANES];  // by lane, of the last collective operation and the one before
+    double exchanged[2][LANES];  // by lane, in the last two collective operations
     const char* operation[2][LANES];
     int parity[LANES];
     int done;
@@ -44,7 +44,7 @@ struct Warp {
 static Warp* warp;
 static ucontext_t scheduler;
 static std::mt19937 chance;
-static int direction;  // in which lanes take turns
+static int direction;  // of the lanes' turns
 static const char* failure;
 
 static void to_next_lane() {
@@ -54,7 +54,7 @@ static void to_next_lane() {
     threadIdx.x = lane;
 }
 
-// All lanes give a value; each then reads those it wants from the array returned.
+// Every lane gives a value. Returns the values of all lanes.
 static const double* exchange(double value, const char* operation) {
     int lane = threadIdx.x, p = warp->parity[lane] ^= 1;
     warp->exchanged[p][lane] = value;

@@ -18,8 +18,8 @@ def test_any_ratio_of_float32_costs_to_gamma(gamma, scale):
     value, alignment = value_and_gradient((scale * cost).float(), *lengths, gamma)
     expected_value = soft_dtw(scale * cost, *lengths, gamma, backend="reference")
     torch.testing.assert_close(value.double(), expected_value, rtol=1e-6, atol=1e-6)
-    # At 1e-4 of the costs' unit only the best paths are left, which the reference can still count;
-    # at less, its sums of costs lose gamma's digits.
+    # At a gamma of 1e-4 only the best paths have weight, as at any smaller gamma. At those, the
+    # reference would lose digits.
     _, expected_alignment = value_and_gradient(
         cost, *lengths, max(gamma / scale, 1e-4), backend="reference"
     )
@@ -63,7 +63,7 @@ def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch(
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 5, 10, 16):  # from 10 on, two an alignment
+        for threads in (1, 2, 5, 10, 16):  # from 10 on, two threads an alignment
             torch.set_num_threads(threads)
             results.append(value_and_gradient(cost, *lengths, gamma, bandwidth))
             alone = soft_dtw(cost, *lengths, gamma, bandwidth)

@@ -198,7 +198,7 @@ def test_one_launch_each_way(emulator):
 @pytest.mark.parametrize("with_alignment", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_both_halves_of_a_border_start_unwritten(emulator, monkeypatch, with_alignment, dtype):
-    # The emulator shows stores in their order, a GPU may not: each half needs its mark.
+    # Unlike the emulator, a GPU may show two stores in any order: each half must begin as EMPTY.
     unwritten = []
 
     def launch(name, blocks, args):

@@ -134,7 +134,7 @@ def test_equals_pysdtw(gamma):
     cost = random_cost(3, 23, 31)
     lengths = torch.tensor([[23, 31], [20, 11], [1, 7]])
     value, gradient = value_and_gradient(cost, *lengths.T, gamma)
-    # Its values are float32, and its gradients right only without padding: hence one by one.
+    # pysdtw's values are float32, and its gradients are right only without padding.
     for b, (n, m) in enumerate(lengths.tolist()):
         one = cost[b : b + 1, :n, :m].clone().requires_grad_()
         expected = sdtw_cpu.SoftDTWcpu.apply(one, lengths[b : b + 1], gamma, 0)
@@ -235,7 +235,7 @@ def test_gradient_is_the_same_where_memory_is_short(monkeypatch):
     leaf = cost.requires_grad_()
     weighted = (soft_dtw(leaf, *args) * torch.tensor([1.0, -2.0, 0.5])).sum()
     weighted.backward(retain_graph=True)
-    weighted.backward()  # nothing saved was spoilt
+    weighted.backward()  # the first one changed nothing that was saved
     expected = 2 * torch.tensor([1.0, -2.0, 0.5])[:, None, None] * gradient
     torch.testing.assert_close(leaf.grad, expected)
 

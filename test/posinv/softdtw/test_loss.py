@@ -19,7 +19,7 @@ def features(*shape, seed=0, dtype=torch.float64):
 
 
 def direct_cost(x, y, cost):
-    """Distances by subtraction, with the (B, N, M, D) tensor the loss never makes."""
+    """Distances by subtraction, in a tensor (B, N, M, D) that the loss does without."""
     if cost == "cosine":
         return 1 - F.cosine_similarity(x[:, :, None], y[:, None], dim=-1, eps=1e-300)
     return (x[:, :, None] - y[:, None]).square().sum(-1)
@@ -133,7 +133,7 @@ def test_half_precision_is_computed_in_float32(dtype, autocast):
 
 
 class Products(TorchDispatchMode):
-    """Keeps the types of matrix products."""
+    """Records the types of matrix products."""
 
     def __init__(self):
         super().__init__()
@@ -146,7 +146,7 @@ class Products(TorchDispatchMode):
 
 
 def test_distances_are_exact_whatever_products_are():
-    """Where torch would multiply float32 in less, products are float64."""
+    """Where torch would multiply float32 in a lower precision, products are float64."""
     x = (features(2, 90, 256) / 16).float().requires_grad_()
     y = (features(2, 70, 256, seed=1) / 16).float()
 
@@ -281,7 +281,7 @@ def test_numpy_integers_are_integers():
 
 
 def test_threads_leave_torchs_precision_alone():
-    """Another thread's products, and the setting, stay as they are while a loss is computed."""
+    """Other threads see no other precision setting while a loss is computed."""
     torch.manual_seed(0)
     x, y = torch.randn(2, 300, 64), torch.randn(2, 280, 64)
     expected = SoftDTWLoss()(x, y)

@@ -31,13 +31,13 @@ FAMILIES = {
 
 @pytest.fixture(params=FAMILIES)
 def family(request):
-    """The name of one family after the other."""
+    """The name of each family in turn."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """A folder per family: weights away from their initial values, so that every bias counts."""
+    """A folder for each family. No weight has its initial value, so that every bias counts."""
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(1)
     for name, config in FAMILIES.items():
@@ -56,7 +56,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def batch():
-    """A function of lengths: waves whose padding, which must not be read, is not zero; lengths."""
+    """A function of lengths that makes waves, whose padding is noise, and the lengths' tensor."""
 
     def make(lengths, scale=1.0):
         waves = scale * torch.randn(len(lengths), max(lengths) + 37)

@@ -271,7 +271,7 @@ def test_a_model_of_another_width_has_no_seams(folders, batch, name, monkeypatch
 
 def test_half_precision_input_is_normalised_in_full(folders, batch):
     ssl = SSLUpstream(folders / "hubert-large")
-    waves, lengths = batch([40000, 5000], scale=30.0)  # whose squares' sum is no float16
+    waves, lengths = batch([40000, 5000], scale=30.0)  # the sum of squares overflows float16
     waves = waves.half()
     torch.testing.assert_close(ssl(waves, lengths), ssl(waves.float(), lengths))
 

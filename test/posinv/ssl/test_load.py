@@ -125,7 +125,7 @@ def test_all_is_trained_under_distributed_data_parallel(folders, batch, tmp_path
     )
     try:
         ssl = DistributedDataParallel(SSLUpstream(folders / name, trainable=["*"]).train())
-        for _ in range(2):  # the second forward is what looks for parameters without gradient
+        for _ in range(2):  # the second forward fails if a parameter had no gradient
             ssl(*batch([4000, 5000]))[0].square().sum().backward()
     finally:
         torch.distributed.destroy_process_group()
