@@ -30,7 +30,7 @@ def prepare(src: Path | str, out: Path | str) -> Prepared:
         src: DEMAND's folder, ``<environment>/ch01.wav``; other rates (SCAFE comes at 48 kHz
             only) are resampled.
         out: parent of ``seen`` and ``unseen``, each with ``<environment>.flac`` and a ``wav.scp``
-            that lists them; each appears whole or not at all, and replaces an earlier one.
+            that lists them. Each is written atomically; an earlier one is replaced.
 
     Raises:
         InputError: environments are missing, or a file isn't audio.

@@ -1,4 +1,4 @@
-"""Download files and unpack archives: resumed where they broke off, whole or not at all."""
+"""Download files, with resuming, and unpack archives; both atomically."""
 
 import filecmp
 import hashlib
@@ -29,8 +29,8 @@ from posinv.data.files import write_atomic
 from posinv.errors import InputError
 
 TIMEOUT = 60.0  # seconds to wait for an answer, or for more of a file
-WAITS = (1.0, 3.0, 9.0)  # seconds before each new attempt; from the first whenever more came
-UNPACKED = 1.25  # how many times its own size an archive of audio takes unpacked, at most
+WAITS = (1.0, 3.0, 9.0)  # seconds before new attempts; an attempt that got more starts them anew
+UNPACKED = 1.25  # unpacked, an archive of audio takes at most this many times its own size
 
 _GB = 10**9
 _CHUNK = 1 << 18
@@ -47,12 +47,12 @@ def download(
 ) -> bool:
     """Download a file, unless it is there.
 
-    Until it is whole and its checksum verified, it is called ``<out>.partial``. A later call, or
-    a new attempt after a connection that dropped, goes on from there if the server says that the
-    file is still the same one (its ETag or its time of change, and its size, kept in
-    ``<out>.partial.json``), and starts again otherwise. ``<out>.ok`` remembers the checksum that
-    a file of that size and time had, so that it isn't computed at every call. If several
-    processes ask for a file, one downloads it and the others wait.
+    Until it is complete and its checksum verified, it is called ``<out>.partial``. A new attempt
+    after a dropped connection, or a later call, resumes it if the file on the server is still the
+    same: ``<out>.partial.json`` keeps its ETag or time of change, and its size. Otherwise the
+    download starts again. ``<out>.ok`` keeps the verified checksum with the file's size and time,
+    so that it isn't computed at every call. If several processes ask for a file, one downloads it
+    and the others wait.
 
     Args:
         url: http, https or file address.
@@ -76,7 +76,7 @@ def download(
     if not re.fullmatch(r"(https?|file)://[!-~]+", url):
         raise InputError(f"{url}: must begin with http://, https:// or file://, and be %-encoded")
     ok = out.with_name(f"{out.name}.ok")
-    with _alone(out):
+    with _locked(out):
         if out.exists():
             if checksum and (found := _other_digest(out, checksum, ok)):
                 raise InputError(
@@ -119,8 +119,8 @@ def _digest(path: Path, checksum: str) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    # One process at a time works on a path, whose folder is made.
+def _locked(path: Path) -> Iterator[None]:
+    # Only one process at a time works on a path. Its folder is made.
     with _local_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -146,7 +146,7 @@ def _local_errors(path: Path) -> Iterator[None]:
 
 
 def _require_space(source: str, wanted: list[tuple[Path, float]]) -> None:
-    # Folders and the bytes wanted in each; those on one disk add up.
+    # wanted: folders, and the bytes needed in each; those on one disk add up
     disks: dict[int, tuple[Path, float]] = {}
     for folder, size in wanted:
         while not folder.exists():
@@ -179,7 +179,7 @@ def _progress(name: str, total: int | None, initial: int = 0) -> tqdm:
 
 @dataclass(frozen=True)
 class _Version:
-    """What tells one version of a file on a server from another.
+    """Identifies one version of a file on a server.
 
     ``validator`` is for If-Range: a strong ETag or the time of change. If it is empty, nothing is
     resumed.
@@ -196,7 +196,7 @@ class _Version:
         return cls(url, validator or "", int(length) if length else None)
 
     def goes_on_with(self, response: HTTPResponse, start: int) -> bool:
-        """Whether a response with status 206 is the rest of this version from a byte on."""
+        """Whether a response with status 206 is the rest of this version, from byte ``start``."""
         span = re.match(r"bytes (\d+)-\d+/(\d+|\*)$", response.headers["Content-Range"] or "")
         given = response.headers["ETag" if self.validator[0] == '"' else "Last-Modified"]
         return (
@@ -221,13 +221,13 @@ class _Partial:
             self._version_file.unlink(missing_ok=True)
 
     def complete(self) -> None:
-        """Get what is missing, in as many attempts as bring it forward, and a few more."""
+        """Download the rest; give up after a few attempts in a row that got no more of it."""
         furthest, failures = self._size(), 0
         while True:
             try:
                 return self._attempt()
             except (URLError, HTTPException, OSError) as error:
-                why = _tell(error)
+                why = _reason(error)
                 if not self._may_pass(error):
                     raise InputError(f"{self.url}: {why}: correct the address") from error
             if self._size() > furthest:
@@ -304,7 +304,7 @@ class _Partial:
         return not self.url.startswith("file:") and not isinstance(why, final)
 
 
-def _tell(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, HTTPError):
         return f"HTTP {error.code} {error.reason}"
     reason = error.reason if isinstance(error, URLError) else error
@@ -317,9 +317,9 @@ def _tell(error: Exception) -> str:
 def extract(archive: Path | str, directory: Path | str, needed_gb: float | None = None) -> bool:
     """Unpack a tar archive (.tar, .tar.gz, .tgz) or a zip file, unless that is done.
 
-    What it holds is merged into the folder, beside what others unpacked there; a file of the same
-    name is replaced, which the log tells. It is unpacked in a hidden folder first, so that an
-    interrupted run leaves nothing that looks finished: a new one begins again.
+    Its files are merged into the folder, beside those of other archives; a file of the same name is
+    replaced, and the log says so. They are unpacked in a hidden folder first, so that an
+    interrupted run leaves nothing that looks finished; a new run starts again.
 
     Args:
         archive: the file.
@@ -336,7 +336,7 @@ def extract(archive: Path | str, directory: Path | str, needed_gb: float | None 
     """
     archive, directory = Path(archive), Path(directory)
     check_archive_name(archive)
-    with _alone(directory / "extract"):
+    with _locked(directory / "extract"):
         if is_extracted(archive, directory):
             return False
         fresh = directory / f".{archive.name}.partial"
@@ -368,10 +368,10 @@ def check_archive_name(archive: Path | str) -> None:
 
 
 def is_extracted(archive: Path | str, directory: Path | str) -> bool:
-    """Whether an archive of this name, and size if it is still there, was unpacked in a folder.
+    """Whether an archive of this name was unpacked in a folder.
 
-    ``<directory>/.<archive>.extracted`` tells, as long as what it lists, the upper two levels of
-    the archive, is there.
+    ``<directory>/.<archive>.extracted`` records its size and the upper two levels of what it held.
+    These must be there; the archive may be gone, but not of another size.
     """
     archive, directory = Path(archive), Path(directory)
     try:

@@ -1,8 +1,8 @@
 """Data directories made of what others have prepared: Kaldi's directories and Lhotse's cuts.
 
 The source is only read. Utterances are renamed ``<speaker>-<utterance>`` where their id doesn't
-begin with the speaker's. What is a piece of a recording is cut out into a 16-bit FLAC file at the
-recording's own rate, one piece in memory at a time.
+begin with the speaker's. A piece of a recording becomes a 16-bit FLAC file at the recording's own
+rate; only one piece is in memory at a time.
 """
 
 import math
@@ -24,7 +24,7 @@ from posinv.errors import InputError
 if TYPE_CHECKING:
     from lhotse.cut import Cut, MonoCut
 
-# Times of segments are often rounded to hundredths, so that the last may end after its recording.
+# Times of segments are often rounded to 0.01 s, so that the last may end after its recording.
 ROUNDING_SECONDS = 0.01
 
 
@@ -52,9 +52,8 @@ def import_kaldi(
 
     Args:
         src: the Kaldi directory.
-        out: the data directory to write; it appears whole or not at all, and replaces an earlier
-            one.
-        lexicon: what ``phn`` is made with where there is none.
+        out: the data directory, written atomically; an earlier one is replaced.
+        lexicon: makes ``phn`` if the Kaldi directory has none.
         wav_root: where the relative paths of ``wav.scp`` and ``spk1.scp`` start, and commands.
         nj: number of processes.
 
@@ -114,13 +113,13 @@ def import_cuts(
 ) -> Prepared:
     """Make a data directory of Lhotse's cuts (``cuts.jsonl.gz``): one utterance a supervision.
 
-    Cuts are of one channel (``MonoCut``); what was asked of them lazily (speed, volume, another
-    sampling rate) is done. A supervision without a speaker is a speaker's only one.
+    Cuts are of one channel (``MonoCut``); their lazy operations (speed, volume, another sampling
+    rate) are applied. A supervision without a speaker gets one of its own, named as the utterance.
 
     Args:
         src: the manifest, read line by line.
         out: as :func:`import_kaldi`.
-        lexicon: what ``phn`` is made with.
+        lexicon: makes ``phn``.
         nj: number of processes.
 
     Raises:
@@ -262,7 +261,7 @@ def _supervisions(cut: "Cut", src: Path) -> Sequence:
 
 def _phonemes(text: dict[str, str], lexicon: Lexicon | None, where: Path) -> dict[str, str]:
     if lexicon is None:
-        raise InputError(f"{where}: no phonemes there, and nothing to make them of: give --lexicon")
+        raise InputError(f"{where}: no phonemes, and no lexicon to make them with: give --lexicon")
     return lexicon.transcribe_all(text)
 
 

@@ -14,17 +14,17 @@ class Lexicon:
     """Words to phonemes.
 
     As SUPERB's phoneme recognition has it (S3PRL, ``downstream/ctc/corpus/libriphone.py``): a
-    word has its first pronunciation, stress stays on the vowels (``AH0``, ``AH1``), and nothing
-    stands for silence or the end of a word. SUPERB's two lexicons have every word of
-    LibriSpeech; how another word is said is predicted (:class:`posinv.corpora.g2p.G2P`, learnt
-    from the lexicon when first needed).
+    word has its first pronunciation, stress stays on the vowels (``AH0``, ``AH1``), and there is no
+    token for silence or the end of a word. SUPERB's two lexicons have every word of LibriSpeech.
+    The pronunciation of another word is predicted by :class:`posinv.corpora.g2p.G2P`, which is
+    learnt from the lexicon when it is first needed.
 
     Args:
         pronunciations: word to phonemes, separated by spaces. Case doesn't matter.
         g2p: predict the words that aren't there (True), or refuse them.
 
     Attributes:
-        predicted: how often each word was asked for that isn't in the lexicon.
+        predicted: the words that aren't in the lexicon, and how often each was asked for.
     """
 
     def __init__(self, pronunciations: Mapping[str, str], g2p: bool = True):
@@ -37,7 +37,7 @@ class Lexicon:
 
     @classmethod
     def read(cls, paths: Path | str | Iterable[Path | str], g2p: bool = True) -> "Lexicon":
-        """Read lexicon files; what the first file to have a word says of it counts.
+        """Read lexicon files. If several have a word, the first file's pronunciation counts.
 
         Lines are ``WORD P1 P2 ...``, separated by spaces or tabs, as in LibriSpeech's lexicons.
         Further pronunciations repeat the word or, as CMU Sphinx and CMUdict write, number it:

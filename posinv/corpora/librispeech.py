@@ -22,7 +22,7 @@ def prepare(
         src: the folder ``LibriSpeech``, of
             ``<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac`` and
             ``<speaker>-<chapter>.trans.txt``.
-        out: the data directory to write, atomically; replaces an earlier one.
+        out: the data directory, written atomically; an earlier one is replaced.
         subset: such as ``train-clean-100``.
         lexicon: for the phonemes.
         nj: number of processes that look into chapters.

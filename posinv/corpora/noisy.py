@@ -29,8 +29,8 @@ MANIFEST_COLUMNS = (
     *("utt", "source_utt", "noise", "snr_db", "speed", "silence_s", "gain", "noise_source"),
 )
 
-_PEAK = 0.99  # what would pass it is scaled down to it
-_DRAWS = 20  # of a noise, until one isn't silent: recordings have silent stretches
+_PEAK = 0.99  # samples with a higher peak are scaled down to it
+_DRAWS = 20  # of a noise, until one is not silent: recordings have silent stretches
 _RECORDING_RMS = 0.1
 
 NOISE_TYPES = (*NOISES, "babble", "recorded")
@@ -107,8 +107,8 @@ def mix_noise(
 
     Args:
         src: the data directory of clean speech.
-        out: the data directory to write; it appears whole or not at all, and replaces an
-            earlier one. Its utterances are ``<utt>-<tag>``, ``<utt>-<tag>2``, ...
+        out: the data directory, written atomically; an earlier one is replaced. Its utterances
+            are ``<utt>-<tag>``, ``<utt>-<tag>2``, ...
         mixing: what to draw from.
         copies: number of noisy copies of each utterance.
         nj: number of processes.
@@ -218,7 +218,7 @@ def write_noise(
     """Write a folder of synthetic noise recordings, one FLAC file a type, listed in ``wav.scp``.
 
     Args:
-        out: the folder; it appears whole or not at all, and replaces an earlier one.
+        out: the folder, written atomically; an earlier one is replaced.
         noise_types: of :data:`NOISE_TYPES` but ``recorded``; they are the recordings' ids.
         seconds: length of each.
         seed: of every draw.

@@ -1,4 +1,4 @@
-"""What the preparation of any corpus returns, and its commands print."""
+"""The result of preparing a corpus, the same for all corpora."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was made of a corpus. ``str`` gives a line for each thing to be told.
+    """The result of preparing a corpus. ``str`` gives the lines that the command prints.
 
     Attributes:
         directories: the data directories written.

@@ -150,9 +150,7 @@ def is_file(entry: str) -> bool:
 
 
 def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
-    """Write samples ``(T,)`` in [-1, 1] as 16-bit FLAC or WAV, chosen by the suffix.
-
-    The file appears whole or not at all.
+    """Write samples ``(T,)`` in [-1, 1] atomically, as 16-bit FLAC or WAV by the suffix.
 
     Raises:
         InputError: samples beyond [-1, 1] or not finite, or another suffix.

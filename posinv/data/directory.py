@@ -220,8 +220,7 @@ def format_data(
 
     Args:
         src: the data directory to read.
-        out: the data directory to write; it appears whole or not at all, and replaces an
-            earlier one.
+        out: the data directory, written atomically; an earlier one is replaced.
         sampling_rate: of all audio, in Hz.
         resample: resample other rates instead of refusing them.
         clean: write the clean reference in place of the audio.

@@ -1,4 +1,4 @@
-"""Atomic writers: a file or folder appears whole or not at all. YAML, read or refused."""
+"""Atomic writers: a file or folder is there complete or not at all. Reading YAML."""
 
 import os
 import tempfile
@@ -12,7 +12,7 @@ from posinv.errors import InputError
 
 
 @contextmanager
-def atomic_file(path: Path | str) -> Iterator[Path]:
+def atomic_file(path: os.PathLike[str] | str) -> Iterator[Path]:
     """Write a temporary file beside ``path``, which takes its place if nothing fails.
 
     The folder of ``path`` is made. The temporary file has the same suffix.
@@ -27,14 +27,14 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path | str, content: str | bytes) -> None:
+def write_atomic(path: os.PathLike[str] | str, content: str | bytes) -> None:
     """Write text (as UTF-8) or bytes with :func:`atomic_file`."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def atomic_folder(out: Path | str, replaces: str | None = None) -> Iterator[Path]:
+def atomic_folder(out: os.PathLike[str] | str, replaces: str | None = None) -> Iterator[Path]:
     """Fill a temporary folder beside ``out``, which takes its place if nothing fails.
 
     Args:

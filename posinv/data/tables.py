@@ -48,7 +48,7 @@ def read_table(path: Path | str, allow_empty: bool = False) -> dict[str, str]:
 
 
 def write_table(path: Path | str, table: Mapping[str, object]) -> None:
-    """Write ``<id> <value>`` lines sorted by id; the file appears whole or not at all."""
+    """Write ``<id> <value>`` lines, sorted by id, atomically."""
     write_atomic(path, "".join(f"{key} {table[key]}\n" for key in sorted(table)))
 
 

@@ -122,7 +122,7 @@ class Enhancer:
         destination: Path | str,
         progress: Callable[[float], object] | None = None,
     ) -> float:
-        """Enhance a file block by block; the result appears whole or not at all.
+        """Enhance a file block by block; the result is written atomically.
 
         Its rate and channels are the source's. So are format and subtype where it has the same
         suffix; otherwise the suffix names the format, and the subtype is the source's if that

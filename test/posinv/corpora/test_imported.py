@@ -167,7 +167,7 @@ def test_bad_kaldi_directories(kaldi, tmp_path, case):
 
 def test_bad_options(kaldi, tmp_path):
     src, _ = kaldi
-    with pytest.raises(InputError, match=r"phn: no phonemes there, .*--lexicon"):
+    with pytest.raises(InputError, match=r"phn: no phonemes, and no lexicon .*--lexicon"):
         import_kaldi(src, tmp_path / "out")
     with pytest.raises(InputError, match="would overwrite the source"):
         import_kaldi(src, src, lexicon=LEXICON)
@@ -275,7 +275,7 @@ def test_bad_cuts(cuts, tmp_path, monkeypatch):
     refused(
         [c3.map_supervisions(lambda s: s.transform_text(lambda text: ""))], "supervision x: no text"
     )
-    refused([c1], "no phonemes there, .*--lexicon", None)
+    refused([c1], "no phonemes, and no lexicon .*--lexicon", None)
     refused([c1], "utterance ann-1: 'ONE'", Lexicon({"TWO": "T UW"}, g2p=False))
     (tmp_path / "mono.wav").unlink()
     refused([c1], "cut c1: its audio can't be read")
