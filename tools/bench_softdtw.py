@@ -347,7 +347,7 @@ class Bench:
                 continue
             row = functools.partial(Row, case, name, implementation.version, size)
             if expected and expected.get(name, 0) * size.cells > self.plan.seconds:
-                rows[name] = row(note=f"left out: would take over {self.plan.seconds:g} s")
+                rows[name] = row(note=f"left out: over {self.plan.seconds:g} s expected")
                 continue
             try:
                 self.timed(implementation, loss, self.inputs(case, Size(2, 5, 4)))  # compiles
