@@ -55,7 +55,7 @@ finetune() {  # finetune METHOD SEED
         --train_data_path_and_name_and_type "$train/wav.scp,speech,sound" \
         --valid_data_path_and_name_and_type "$valid/wav.scp,speech,sound" \
         --train_shape_file "$train/utt2num_samples" --valid_shape_file "$valid/utt2num_samples"
-    export_ssl "$dir"
+    export_ssl "$dir" valid.loss.best.pth
 }
 
 measure_collapse() {  # measure_collapse SYSTEM SEED
