@@ -1,6 +1,7 @@
 """What posinv's commands share: how they end, and the options that several take."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ def run(main: Callable[[], object]) -> None:
 
     An :class:`~posinv.errors.InputError` is printed to stderr as one line
     (``<command>: error: ...``), exit status 1; any other exception is a defect and keeps
-    its traceback.
+    its traceback. SIGTERM (``timeout``, SLURM's time limit) removes temporary files, too.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main()
     except InputError as error:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from posinv.bin.cli import command_parser, run
-from posinv.corpora.imported import import_cuts, import_kaldi
+from posinv.corpora.imported import MAX_OVERSHOOT, import_cuts, import_kaldi
 from posinv.corpora.lexicon import Lexicon
 
 
@@ -15,14 +15,22 @@ def main() -> None:
     add("--out", type=Path, required=True, help="data directory to write")
     add("--lexicon", type=Path, nargs="+", help="pronunciation lexicons, where phn is not there")
     add("--g2p", action="store_true", help="predict the English words they lack")
-    add("--wav_root", type=Path, default=Path(), help="where relative paths in wav.scp start")
+    add("--wav_root", type=Path, default=Path(), help="where relative paths of audio start")
+    add(
+        "--max_overshoot",
+        type=float,
+        default=MAX_OVERSHOOT,
+        help="seconds by which a segment or supervision may end after its recording",
+    )
     add("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
     lexicon = Lexicon.read(args.lexicon, args.g2p) if args.lexicon else None
+    options = {"lexicon": lexicon, "wav_root": args.wav_root, "nj": args.nj}
+    options["max_overshoot"] = args.max_overshoot
     if args.src.is_dir():
-        made = import_kaldi(args.src, args.out, lexicon=lexicon, wav_root=args.wav_root, nj=args.nj)
+        made = import_kaldi(args.src, args.out, **options)
     else:
-        made = import_cuts(args.src, args.out, lexicon=lexicon, nj=args.nj)
+        made = import_cuts(args.src, args.out, **options)
     print(made)
 
 

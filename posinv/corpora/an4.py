@@ -33,7 +33,7 @@ def read_transcripts(path: Path | str) -> dict[str, str]:
     if not path.is_file():
         raise InputError(f"{path}: no such file: set AN4 to the folder that has etc/ and wav/")
     words: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         match = re.fullmatch(r"(?:<s>)?(.*?)(?:</s>)?\s*\((\w+-\w+-\w+)\)", line.strip())

@@ -38,6 +38,9 @@ class G2P:
         pronunciations: word to phonemes, separated by spaces. Nothing is learnt from words with
             more than two phonemes a letter.
 
+    Attributes:
+        letters: those of the words learnt from.
+
     Raises:
         InputError: no word to learn from.
     """
@@ -48,6 +51,7 @@ class G2P:
         if not pairs:
             raise InputError("the lexicon has no word to learn spelling from: name another")
         self._letters = _number(letter for word, _ in pairs for letter in word)
+        self.letters = frozenset(self._letters)
         phonemes = _number(phoneme for _, said in pairs for phoneme in said)
         self._phonemes = list(phonemes)
         words = [np.array([self._letters[letter] for letter in word]) for word, _ in pairs]
@@ -67,8 +71,12 @@ class G2P:
         self._model = KneserNey(2 + tokens, lengths, ORDER)
 
     def __call__(self, word: str) -> list[str]:
-        """Return the phonemes of a word. Letters that the lexicon doesn't have are silent."""
-        steps = [self._choices[self._letters[letter]] for letter in word if letter in self._letters]
+        """Return the phonemes of a word.
+
+        Raises:
+            KeyError: a letter that is not in :attr:`letters`.
+        """
+        steps = [self._choices[self._letters[letter]] for letter in word]
         context = np.full((1, ORDER - 1), _START)
         scores, paths = np.zeros(1), np.zeros((1, 0), int)
         for choices in [*steps, np.array([_END])]:

@@ -24,8 +24,9 @@ from posinv.errors import InputError
 if TYPE_CHECKING:
     from lhotse.cut import Cut, MonoCut
 
-# Times of segments are often rounded to 0.01 s, so that the last may end after its recording.
-ROUNDING_SECONDS = 0.01
+# Segments often end a little after their recording, by rounding or by a frame of alignment.
+# Lhotse's import of Kaldi directories allows as much.
+MAX_OVERSHOOT = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def import_kaldi(
     *,
     lexicon: Lexicon | None = None,
     wav_root: Path | str = ".",
+    max_overshoot: float = MAX_OVERSHOOT,
     nj: int = 1,
 ) -> Prepared:
     """Make a data directory of a Kaldi directory.
@@ -55,12 +57,13 @@ def import_kaldi(
         out: the data directory, written atomically; an earlier one is replaced.
         lexicon: makes ``phn`` if the Kaldi directory has none.
         wav_root: where the relative paths of ``wav.scp`` and ``spk1.scp`` start, and commands.
+        max_overshoot: seconds by which a segment may end after its recording. It is cut at the
+            recording's end, and counted in the notes.
         nj: number of processes.
 
     Raises:
         InputError: as :meth:`~posinv.data.directory.DataDir.read`; a segment of no recording, or
-            one beyond its recording by more than 0.01 s; no ``phn`` and no lexicon, or a word that
-            it lacks.
+            one that ends too late; no ``phn`` and no lexicon, or a word that it lacks.
     """
     src, out = Path(src), Path(out)
     refuse_overlap(src, out)
@@ -72,6 +75,7 @@ def import_kaldi(
     text, utt2spk = (read_table(src / name) for name in ("text", "utt2spk"))
     segments = _read_segments(src / "segments") if (src / "segments").exists() else None
     utts = segments or audio["wav"]
+    shortened = 0
     if (src / "phn").exists():
         phn = read_table(src / "phn")
         lexicon = None
@@ -91,25 +95,33 @@ def import_kaldi(
                 for recording, pieces in _by_recording(segments, audio[kind], src).items()
             ]
 
-            def cut(job: tuple[str, str, dict[str, _Piece]]) -> None:
+            def cut(job: tuple[str, str, dict[str, _Piece]]) -> int:
                 kind, recording, pieces = job
                 suffix = "" if kind == "wav" else f".{kind}"
                 files = {fresh / "audio" / f"{names[u]}{suffix}.flac": u for u in pieces}
-                _cut_out(audio[kind][recording], {f: pieces[u] for f, u in files.items()}, src)
+                return _cut_out(
+                    *(audio[kind][recording], {f: pieces[u] for f, u in files.items()}),
+                    *(src / "segments", max_overshoot),
+                )
 
-            for _ in map_parallel(cut, jobs, nj):
-                pass
+            shortened = sum(map_parallel(cut, jobs, nj))
             wav = {utt: str(out / "audio" / f"{names[utt]}.flac") for utt in segments}
             spk1 = wav
             if "spk1" in audio:
                 spk1 = {utt: str(out / "audio" / f"{names[utt]}.spk1.flac") for utt in segments}
         data = _renamed(DataDir(wav, spk1, text, phn, utt2spk), names)
         data.write(fresh)
-    return _report(out, data, names, len(segments or ()), lexicon)
+    return _report(out, data, names, len(segments or ()), shortened, lexicon)
 
 
 def import_cuts(
-    src: Path | str, out: Path | str, *, lexicon: Lexicon | None = None, nj: int = 1
+    src: Path | str,
+    out: Path | str,
+    *,
+    lexicon: Lexicon | None = None,
+    wav_root: Path | str = ".",
+    max_overshoot: float = MAX_OVERSHOOT,
+    nj: int = 1,
 ) -> Prepared:
     """Make a data directory of Lhotse's cuts (``cuts.jsonl.gz``): one utterance a supervision.
 
@@ -120,10 +132,12 @@ def import_cuts(
         src: the manifest, read line by line.
         out: as :func:`import_kaldi`.
         lexicon: makes ``phn``.
+        wav_root: where the relative paths of recordings start.
+        max_overshoot: as :func:`import_kaldi`, of a supervision and its cut.
         nj: number of processes.
 
     Raises:
-        InputError: no lhotse; not cuts, or others than ``MonoCut``; a cut without supervisions; a
+        InputError: no lhotse; no cuts, or others than ``MonoCut``; a cut without supervisions; a
             supervision without text or beyond its cut, or whose id is there twice; no lexicon, or
             a word that it lacks; audio that can't be read.
     """
@@ -133,7 +147,7 @@ def import_cuts(
     text: dict[str, str] = {}
     utt2spk: dict[str, str] = {}
     for cut in _read_cuts(src):
-        for supervision in _supervisions(cut, src):
+        for supervision in _supervisions(cut, src, max_overshoot):
             utt = supervision.id
             if utt in text:
                 raise InputError(f"{src}: supervision {utt} is there twice: rename one")
@@ -141,13 +155,18 @@ def import_cuts(
             utt2spk[utt] = supervision.speaker or utt
             if not text[utt]:
                 raise InputError(f"{src}: supervision {utt}: no text: leave it out of the cuts")
+    if not text:
+        raise InputError(f"{src}: no cuts in it: make them anew (lhotse cut simple ...)")
     phn = _phonemes(text, lexicon, src)
     names = {utt: _utterance_id(utt, speaker, src) for utt, speaker in utt2spk.items()}
     with atomic_folder(out, replaces="wav.scp") as fresh:
         (fresh / "audio").mkdir()
 
-        def save(cut: "MonoCut") -> None:
-            for supervision in _supervisions(cut, src):
+        def save(cut: "MonoCut") -> int:
+            cut = cut.with_recording_path_prefix(wav_root)
+            shortened = 0
+            for supervision in _supervisions(cut, src, max_overshoot):
+                shortened += supervision.end > cut.duration + 1 / cut.sampling_rate
                 path = fresh / "audio" / f"{names[supervision.id]}.flac"
                 piece = cut.truncate(
                     offset=max(0, supervision.start),
@@ -160,13 +179,13 @@ def import_cuts(
                         f"{src}: cut {cut.id}: its audio can't be read ({error}): mend the manifest"
                     ) from error
                 write_audio(path, x[0], cut.sampling_rate)
+            return shortened
 
-        for _ in map_parallel(save, _read_cuts(src), nj):
-            pass
+        shortened = sum(map_parallel(save, _read_cuts(src), nj))
         wav = {utt: str(out / "audio" / f"{names[utt]}.flac") for utt in names}
         data = _renamed(DataDir(wav, wav, text, phn, utt2spk), names)
         data.write(fresh)
-    return _report(out, data, names, len(names), lexicon)
+    return _report(out, data, names, len(names), shortened, lexicon)
 
 
 def _rooted(table: dict[str, str], root: Path | str) -> dict[str, str]:
@@ -208,19 +227,23 @@ def _by_recording(
     return found
 
 
-def _cut_out(entry: str, pieces: dict[Path, _Piece], src: Path) -> None:
+def _cut_out(entry: str, pieces: dict[Path, _Piece], segments: Path, max_overshoot: float) -> int:
+    """Write the pieces of a recording; returns how many of them end after it."""
     recording = open_recording(entry)
     rate, samples = recording.sampling_rate, recording.num_samples
+    shortened = 0
     for path, piece in pieces.items():
         start = round(piece.start * rate)
         stop = samples if math.isinf(piece.end) else round(piece.end * rate)
-        if start >= min(stop, samples) or stop > samples + ROUNDING_SECONDS * rate:
+        if start >= min(stop, samples) or stop > samples + max_overshoot * rate:
             raise InputError(
-                f"{src / 'segments'}: {path.stem}: from {piece.start:g} to "
+                f"{segments}: {path.stem}: from {piece.start:g} to "
                 f"{stop / rate:g} s of {piece.recording}, which has {samples / rate:g} s: correct "
-                "the segment or remove it"
+                "the segment, remove it, or allow more (--max_overshoot SECONDS)"
             )
+        shortened += stop > samples
         write_audio(path, recording.read(start, min(stop, samples)), rate)
+    return shortened
 
 
 def _read_cuts(src: Path) -> Iterator["Cut"]:
@@ -238,23 +261,34 @@ def _read_cuts(src: Path) -> Iterator["Cut"]:
         ) from error
 
 
-def _supervisions(cut: "Cut", src: Path) -> Sequence:
-    from lhotse import MonoCut
+def _supervisions(cut: "Cut", src: Path, max_overshoot: float) -> Sequence:
+    from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 
-    if not isinstance(cut, MonoCut):
+    if isinstance(cut, Recording | SupervisionSegment):
         raise InputError(
-            f"{src}: {type(cut).__name__} {getattr(cut, 'id', '')}: only MonoCut is read: save the "
-            "cuts' audio and take cuts of that"
+            f"{src}: a manifest of {type(cut).__name__}s, not of cuts: make cuts of recordings and "
+            "supervisions: lhotse cut simple -r recordings.jsonl.gz -s supervisions.jsonl.gz "
+            "cuts.jsonl.gz"
+        )
+    if not isinstance(cut, MonoCut):
+        how = "save the cuts' audio and take cuts of that"
+        if isinstance(cut, MultiCut):
+            how = "take the cuts of one channel: cuts.trim_to_supervisions(keep_all_channels=False)"
+        raise InputError(
+            f"{src}: {type(cut).__name__} {getattr(cut, 'id', '')}: only MonoCut is read: {how}"
         )
     if not cut.supervisions or not cut.has_recording:
         what = "recording" if cut.supervisions else "supervision"
         raise InputError(f"{src}: cut {cut.id}: no {what}: leave it out of the cuts")
     sample = 1 / cut.sampling_rate
     for supervision in cut.supervisions:
-        if supervision.start < -sample or supervision.end > cut.duration + sample:
+        if supervision.start < -sample or supervision.end > (
+            cut.duration + max(sample, max_overshoot)
+        ):
             raise InputError(
                 f"{src}: supervision {supervision.id}: from {supervision.start:g} to "
-                f"{supervision.end:g} s of a cut of {cut.duration:g} s: cut it whole"
+                f"{supervision.end:g} s of a cut of {cut.duration:g} s: cut it whole, or allow "
+                "more (--max_overshoot SECONDS)"
             )
     return cut.supervisions
 
@@ -283,11 +317,18 @@ def _renamed(data: DataDir, names: dict[str, str]) -> DataDir:
 
 
 def _report(
-    out: Path, data: DataDir, names: dict[str, str], cut_out: int, lexicon: Lexicon | None
+    out: Path,
+    data: DataDir,
+    names: dict[str, str],
+    cut_out: int,
+    shortened: int,
+    lexicon: Lexicon | None,
 ) -> Prepared:
     notes = []
     if cut_out:
         notes.append(f"{out}: {cut_out} cut out of recordings, as FLAC")
+    if shortened:
+        notes.append(f"{out}: {shortened} cut at their recording's end, before their own")
     if renamed := sum(utt != name for utt, name in names.items()):
         notes.append(f"{out}: {renamed} renamed, their speaker in front")
     if lexicon:

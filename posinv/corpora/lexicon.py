@@ -9,6 +9,10 @@ from pathlib import Path
 from posinv.corpora.g2p import G2P
 from posinv.errors import InputError
 
+SHOWN = 50  # words in a message
+PROBABILITY = re.compile(r"\d*\.\d+([eE]-?\d+)?")
+NOT_SPELLED = re.compile(r"[\d<>\[\](){}]")  # markers such as <unk>, [noise], and digits
+
 
 class Lexicon:
     """Words to phonemes.
@@ -40,6 +44,8 @@ class Lexicon:
         """Read lexicon files. If several have a word, the first file's pronunciation counts.
 
         Lines are ``WORD P1 P2 ...``, separated by spaces or tabs, as in LibriSpeech's lexicons.
+        Probabilities between the word and its phonemes (Kaldi's ``lexiconp.txt``, MFA's
+        dictionaries), numbers with a decimal point, are left out.
         Further pronunciations repeat the word or, as CMU Sphinx and CMUdict write, number it:
         ``WORD(2)``. Empty lines and CMUdict's comments (``;;;`` in front, ``#`` behind) don't
         count.
@@ -68,17 +74,28 @@ class Lexicon:
         """Return a word's phonemes, at least one.
 
         Raises:
-            InputError: a word that isn't in the lexicon, with ``g2p`` off or of letters that no
-                word there has.
+            InputError: a word that isn't in the lexicon, with ``g2p`` off or not of the letters of
+                the words there.
         """
         word = word.upper()
         if word in self._known:
             return self._known[word].split()
-        if not self._g2p:
-            raise InputError(f"'{word}' isn't in the lexicon: add it, or correct the transcript")
-        phonemes = self._predict(word)
+        if why := self._why_not(word):
+            raise InputError(f"'{word}' {why}: add it to the lexicon, or correct the transcript")
         self.predicted[word] += 1
-        return phonemes
+        return self._predict(word)
+
+    def _why_not(self, word: str) -> str:
+        """Say why a word that isn't in the lexicon has no pronunciation; nothing if it has one."""
+        if not self._g2p:
+            return "isn't in the lexicon"
+        if NOT_SPELLED.search(word):
+            return "isn't in the lexicon, and not spelled as words are"
+        if unknown := sorted(set(word) - self._g2p_model.letters):
+            return f"isn't in the lexicon, no word of which has {' '.join(unknown)}"
+        return (
+            "" if self._predict(word) else "isn't in the lexicon, nor do its letters tell a sound"
+        )
 
     def transcribe(self, text: str) -> str:
         """Return the phonemes of a text's words, separated by spaces, as ``phn`` has them.
@@ -92,15 +109,23 @@ class Lexicon:
         """Return ``phn`` for ``text``, both by utterance.
 
         Raises:
-            InputError: as :meth:`phonemes`; the message names the utterance.
+            InputError: as :meth:`phonemes`; the message names all such words, most frequent first,
+                with how often they occur, and an utterance of the first.
         """
-        phn = {}
-        for utt, words in text.items():
-            try:
-                phn[utt] = self.transcribe(words)
-            except InputError as error:
-                raise InputError(f"utterance {utt}: {error}") from error
-        return phn
+        counts = Counter(word.upper() for words in text.values() for word in words.split())
+        refused = [
+            (word, count, why)
+            for word, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+            if word not in self._known and (why := self._why_not(word))
+        ]
+        if refused:
+            utt = next(utt for utt in text if refused[0][0] in text[utt].upper().split())
+            words = "; ".join(f"'{word}' ({count}) {why}" for word, count, why in refused[:SHOWN])
+            more = f"; ... ({len(refused)} words in all)" * (len(refused) > SHOWN)
+            raise InputError(
+                f"utterance {utt}: {words}{more}: add them to the lexicon, or correct the text"
+            )
+        return {utt: self.transcribe(words) for utt, words in text.items()}
 
     def describe_predicted(self, examples: int = 5) -> str:
         """Return a line for the log: how many words were predicted, the most frequent ones."""
@@ -116,11 +141,6 @@ class Lexicon:
     def _predict(self, word: str) -> list[str]:
         if word not in self._guesses:
             self._guesses[word] = self._g2p_model(word)
-        if not self._guesses[word]:
-            raise InputError(
-                f"'{word}' isn't in the lexicon, nor has it letters that tell how it is said: add "
-                "it, or correct the transcript"
-            )
         return self._guesses[word]
 
     @cached_property
@@ -130,7 +150,7 @@ class Lexicon:
 
 def _read(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}: name a pronunciation lexicon") from error
     except UnicodeDecodeError as error:
@@ -139,6 +159,8 @@ def _read(path: Path) -> Iterator[tuple[str, str]]:
         word, *phonemes = line.split(" #")[0].split() or [""]
         if not word or word.startswith(";;;"):
             continue
+        while phonemes and PROBABILITY.fullmatch(phonemes[0]):
+            del phonemes[0]
         if not phonemes:
             raise InputError(f"{path}: line {number}: no phonemes of '{word}': add them")
         yield re.sub(r"(?<=.)\(\d+\)$", "", word).upper(), " ".join(phonemes)

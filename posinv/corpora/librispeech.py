@@ -69,7 +69,7 @@ def _read_chapter(chapter: Path) -> tuple[dict[str, str], dict[str, str]]:
         if not re.fullmatch(rf"{re.escape(prefix)}-\d+", utt):
             raise InputError(f"{audio[utt]}: not named {prefix}-<number>.flac: unpack it again")
     words: dict[str, str] = {}
-    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    lines = listing.read_text(encoding="utf-8-sig").splitlines() if listing.is_file() else []
     for number, line in enumerate(lines, 1):
         utt, _, said = line.partition(" ")
         if not said.strip() or utt in words:

@@ -128,7 +128,8 @@ def open_recording(entry: str) -> Recording:
     """Open what an entry of a ``wav.scp`` names: see :func:`read_audio`.
 
     Raises:
-        InputError: nothing there, an empty file, not audio, or a command that failed.
+        InputError: nothing there, an empty file or one that is cut short, not audio, or a command
+            that failed.
     """
     if entry.endswith("|"):
         name = f"output of '{entry}'"
@@ -138,6 +139,7 @@ def open_recording(entry: str) -> Recording:
     if not is_file(entry):
         return _read_archive(entry, Path(entry.rpartition(":")[0]))
     _require_content(Path(entry))
+    _require_whole_wav(Path(entry))
     with _decoding(entry), soundfile.SoundFile(entry) as file:
         header = file.samplerate, file.channels, file.frames, file.format, file.subtype
     return Recording(entry, *header, samples=None)
@@ -171,6 +173,25 @@ def _require_content(path: Path) -> None:
         raise InputError(f"{path}: no such audio file: correct its path or remove the utterance")
     if not path.stat().st_size:
         raise InputError(f"{path}: empty audio file: restore it or remove the utterance")
+
+
+def _require_whole_wav(path: Path) -> None:
+    # libsndfile reads what is there of a WAV file, whatever its header says.
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF" or not file.seek(8) or file.read(4) != b"WAVE":
+            return
+        while len(head := file.read(8)) == 8:
+            size = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                there = path.stat().st_size - file.tell()
+                # Programs that write into a pipe don't know the size, and write the greatest.
+                if there < size < 0x7FFFF000:
+                    raise InputError(
+                        f"{path}: cut short: its header says {size} bytes of audio, {there} are "
+                        "there: restore the file, or write it again"
+                    )
+                return
+            file.seek(size + size % 2, 1)
 
 
 @contextmanager

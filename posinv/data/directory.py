@@ -6,9 +6,10 @@ where the audio is clean), ``text`` (words), ``phn`` (phonemes separated by spac
 directories, with ``segments`` or without ``phn``, become one by ``posinv.bin.import_data``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from posinv.data.parallel import map_parallel
 from posinv.data.tables import read_table, read_token_list, write_table
 from posinv.errors import InputError
 
+HOP_SECONDS = 0.02  # from frame to frame
 FRAME_SECONDS = 0.025  # the receptive field of wav2vec 2.0 and its kin: 400 samples at 16 kHz
 
 TokenKind = Literal["word", "char", "phn"]
@@ -127,14 +129,33 @@ def check_tokens(
         InputError: the first unknown token.
     """
     for utt, transcript in transcripts.items():
-        split = transcript.replace(" ", "\0") if kind == "char" else transcript.split()
-        for token in split:
-            token = "<space>" if token == "\0" else token
+        for token in _split(transcript, kind):
             if token not in tokens:
                 raise InputError(
                     f"{name}: utterance {utt}: unknown {kind} token '{token}': correct the "
                     "transcript or add the token to the list"
                 )
+
+
+def _split(transcript: str, kind: TokenKind) -> list[str]:
+    if kind == "char":
+        return ["<space>" if token == " " else token for token in transcript]
+    return transcript.split()
+
+
+def check_alignable(utt: str, tokens: Sequence[str], frames: int, kind: TokenKind) -> None:
+    """Check that CTC can align tokens with frames: a blank stands between equal neighbours.
+
+    Raises:
+        InputError: more tokens, and such blanks, than frames.
+    """
+    needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))
+    if needed > frames:
+        raise InputError(
+            f"utterance {utt}: {len(tokens)} {kind} tokens need {needed} frames, its audio has "
+            f"{frames}: CTC can't align it and would learn nothing from it: correct the "
+            "transcript or remove the utterance"
+        )
 
 
 def read_pair(
@@ -187,17 +208,25 @@ def validate(
         InputError: the first thing that is wrong.
     """
     data = DataDir.read(directory)
-    for kind, path in (tokens or {}).items():
+    kinds = dict(tokens or {})
+    for kind, path in kinds.items():
         name = "phn" if kind == "phn" else "text"
-        transcripts = data.phn if kind == "phn" else data.text
-        check_tokens(transcripts, read_token_list(path), kind, str(Path(directory) / name))
+        check_tokens(_of(data, kind), read_token_list(path), kind, str(Path(directory) / name))
     min_samples = round(FRAME_SECONDS * sampling_rate)
 
     def check(utt: str) -> int:
         entries = data.wav[utt], data.spk1[utt]
-        return len(read_pair(utt, *entries, sampling_rate, False, min_samples)[0])
+        samples = len(read_pair(utt, *entries, sampling_rate, False, min_samples)[0])
+        frames = 1 + (samples - min_samples) // round(HOP_SECONDS * sampling_rate)
+        for kind in kinds:
+            check_alignable(utt, _split(_of(data, kind)[utt], kind), frames, kind)
+        return samples
 
     return sum(map_parallel(check, data.wav, nj))
+
+
+def _of(data: DataDir, kind: TokenKind) -> dict[str, str]:
+    return data.phn if kind == "phn" else data.text
 
 
 def format_data(

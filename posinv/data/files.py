@@ -1,6 +1,8 @@
 """Atomic writers: a file or folder is there complete or not at all. Reading YAML."""
 
 import os
+import platform
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +39,8 @@ def write_atomic(path: os.PathLike[str] | str, content: str | bytes) -> None:
 def atomic_folder(out: os.PathLike[str] | str, replaces: str | None = None) -> Iterator[Path]:
     """Fill a temporary folder beside ``out``, which takes its place if nothing fails.
 
+    What an earlier process left when it was killed is removed.
+
     Args:
         out: the folder to write; it may exist if it is empty.
         replaces: a file name such as ``wav.scp``; a folder ``out`` that holds it is replaced.
@@ -50,13 +54,23 @@ def atomic_folder(out: os.PathLike[str] | str, replaces: str | None = None) -> I
         without = f" and has no {replaces}" if replaces else ""
         raise InputError(f"{out}: exists already{without}: remove it or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+    prefix = f".{out.name}.{platform.node()}."
+    _remove_leftovers(out.parent, prefix)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}.", dir=out.parent) as scratch:
         fresh = Path(scratch) / "new"
         fresh.mkdir()
         yield fresh
         if out.exists():
             out.rename(Path(scratch) / "old")
         fresh.rename(out)
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove the temporary folders of processes of this host that have been killed."""
+    for path in parent.iterdir():
+        pid = path.name.removeprefix(prefix).partition(".")[0]
+        if path.name.startswith(prefix) and pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(path)
 
 
 def read_yaml(path: Path, option: str) -> object:
@@ -66,7 +80,7 @@ def read_yaml(path: Path, option: str) -> object:
         InputError: no such file, or not YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{option} {path}: {getattr(error, 'strerror', error)}") from error
     except yaml.YAMLError as error:

@@ -1,5 +1,6 @@
 """A function over many jobs, in several processes."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context
 
@@ -26,6 +27,7 @@ _function: Callable
 
 
 def _remember(function: Callable) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool ends its workers by it
     global _function
     _function = function
 

@@ -19,7 +19,7 @@ def read_table(path: Path | str, allow_empty: bool = False) -> dict[str, str]:
     """
     path = Path(path)
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file: make it, or correct its path") from None
     except UnicodeDecodeError as error:
@@ -55,7 +55,7 @@ def write_table(path: Path | str, table: Mapping[str, object]) -> None:
 def read_token_list(path: Path | str) -> set[str]:
     """Read a token list: one token a line, as ESPnet writes them."""
     try:
-        tokens = set(Path(path).read_text(encoding="utf-8").splitlines())
+        tokens = set(Path(path).read_text(encoding="utf-8-sig").splitlines())
     except FileNotFoundError:
         raise InputError(f"{path}: no such token list") from None
     if not tokens:

@@ -39,6 +39,8 @@ READABLE_SUFFIXES = frozenset(
     | {".sph", ".aif", ".aifc", ".oga", ".opus", ".mp2", ".snd"}
 )
 FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+BYTES = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # of a sample; others: 1
+MAX_WAV_BYTES = 2**32 - 4096  # sizes in WAV's header have 32 bits
 
 
 class Enhancer:
@@ -323,7 +325,10 @@ def _scan(folder: Path) -> list[Path]:
 
 
 def _encoding(audio: Recording, destination: Path) -> tuple[str, str]:
-    """Return soundfile's names of the format and subtype to write."""
+    """Return soundfile's names of the format and subtype to write.
+
+    A WAV file that would be too long for its header is written as RF64.
+    """
     suffix = destination.suffix.lower()
     file_format, subtype = audio.format, audio.subtype
     if suffix != Path(audio.name).suffix.lower():
@@ -340,6 +345,11 @@ def _encoding(audio: Recording, destination: Path) -> tuple[str, str]:
             io.BytesIO(), "w", audio.sampling_rate, audio.channels, subtype, format=file_format
         ):
             pass
+        width = BYTES.get(subtype, 1)
+        if file_format in ("WAV", "WAVEX") and (
+            audio.num_samples * audio.channels * width > MAX_WAV_BYTES
+        ):
+            file_format = "RF64"
     except (soundfile.LibsndfileError, ValueError) as error:
         raise InputError(
             f"{audio.name}: soundfile can't write {file_format} {subtype} of {audio.channels} "

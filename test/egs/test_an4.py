@@ -37,7 +37,7 @@ def test_enh1(recipe, db):
     an4 = recipe("an4/enh1")
     done = an4.run(*TOY, "--criteria", "ssl_mse_pad ssl_xcorr", "--test_conditions", "clean seen")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "left out, having no transcript: 1 audio files: cen7-fash-b.sph" in done.stdout
+    assert "left out, without a transcript: 1 files: cen7-fash-b.sph" in done.stdout
     sets = {split: DataDir.read(an4.dir / "data" / split) for split in ("train", "dev", "test")}
     assert {split: len(data.wav) for split, data in sets.items()} == SIZES
     assert sets["test"].text["mmxg-cen8-b"] == "OCTOBER TWENTY FOUR NINETEEN SEVENTY"

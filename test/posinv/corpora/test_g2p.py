@@ -115,8 +115,8 @@ def test_a_regular_orthography_is_learnt():
     g2p = G2P({word: say(word) for word in words[::2]})
     for word in words[1::2]:
         assert " ".join(g2p(word)) == say(word)
-    assert g2p("ÉBÜT7") == ["B", "T"]
-    assert g2p("7") == g2p("") == []
+    assert g2p.letters == set("AIBXHTC")
+    assert g2p("") == []
 
 
 @settings(deadline=None, max_examples=40)
@@ -133,6 +133,8 @@ def test_any_lexicon_will_do(pronunciations, word):
         with pytest.raises(InputError, match="no word to learn spelling from"):
             G2P(pronunciations)
         return
-    said = G2P(pronunciations)(word)
+    g2p = G2P(pronunciations)
+    word = "".join(letter for letter in word if letter in g2p.letters)
+    said = g2p(word)
     assert set(said) <= {"P", "T", "K"} and len(said) <= 2 * len(word)
     assert G2P(pronunciations)(word) == said

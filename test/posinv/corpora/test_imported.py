@@ -1,3 +1,4 @@
+import gzip
 import sys
 
 import kaldiio
@@ -131,15 +132,21 @@ def test_other_rates_are_kept(kaldi, tmp_path):
     assert np.array_equal(wave, x[0][:4000])
 
 
-def test_an_end_that_was_rounded_up(kaldi, tmp_path):
+def test_an_end_a_little_after_the_recording(kaldi, tmp_path):
     src, x = kaldi
-    edit(src / "segments", "rec2 0 2", "rec2 1 2.01")
-    import_kaldi(src, tmp_path / "out", lexicon=LEXICON, wav_root=src.parents[1])
+    edit(src / "segments", "rec2 0 2", "rec2 1 2.08")
+    made = import_kaldi(src, tmp_path / "out", lexicon=LEXICON, wav_root=src.parents[1])
     assert np.array_equal(samples(str(tmp_path / "out/audio/bob-b.flac")), x[2][16000:])
+    assert f"{tmp_path / 'out'}: 1 cut at their recording's end, before their own" in str(made)
+    with pytest.raises(InputError, match=r"bob-b: from 1 to 2.08 s .*--max_overshoot SECONDS"):
+        import_kaldi(
+            *(src, tmp_path / "out"),
+            **{"lexicon": LEXICON, "wav_root": src.parents[1], "max_overshoot": 0.05},
+        )
 
 
 BAD = {
-    "beyond": ("segments", "rec2 0 2", "rec2 0 2.02", "bob-b: from 0 to 2.02 s of rec2, which has"),
+    "beyond": ("segments", "rec2 0 2", "rec2 0 2.2", "bob-b: from 0 to 2.2 s of rec2, which has"),
     "starts beyond": ("segments", "rec2 0 2", "rec2 2 -1", "bob-b: from 2 to 2 s of rec2"),
     "backwards": ("segments", "1.25 -1", "1.25 0.5", "ann-b: from 1.25 to 0.5 s: correct"),
     "negative": ("segments", "0.0 0.5", "-0.5 0.5", "ann-a: from -0.5"),
@@ -254,6 +261,36 @@ def test_what_was_asked_of_cuts_is_done(cuts, tmp_path):
         reference = one.load_audio()[0]
         assert np.abs(read_audio(data.wav[utt], 16000) - reference).max() <= 0.51 / 32768
         assert len(reference) < 8000
+
+
+def test_supervisions_a_little_after_their_cut_and_relative_paths(cuts, tmp_path):
+    (c1, _, c3), x = cuts
+    c3 = c3.truncate(duration=1.92)
+    c1.recording.sources[0].source = "mono.wav"
+    path = save([c1, c3], tmp_path / "cuts.jsonl.gz")
+    made = import_cuts(path, tmp_path / "out", lexicon=LEXICON, wav_root=tmp_path)
+    data = DataDir.read(tmp_path / "out")
+    assert np.array_equal(samples(data.wav["x"]), x[1][: round(1.92 * 16000)])
+    assert np.array_equal(samples(data.wav["ann-1"]), x[0][8000:14400])
+    assert f"{tmp_path / 'out'}: 1 cut at their recording's end, before their own" in str(made)
+
+
+def test_manifests_that_are_not_of_cuts(cuts, tmp_path):
+    import lhotse
+
+    (c1, *_), _ = cuts
+    path = tmp_path / "some.jsonl.gz"
+    for manifest in (
+        lhotse.RecordingSet.from_recordings([c1.recording]),
+        lhotse.SupervisionSet.from_segments(c1.supervisions),
+    ):
+        path.unlink(missing_ok=True)
+        manifest.to_file(path)
+        with pytest.raises(InputError, match=r"a manifest of \w+s, .*lhotse cut simple"):
+            import_cuts(path, tmp_path / "out", lexicon=LEXICON)
+    path.write_bytes(gzip.compress(b""))
+    with pytest.raises(InputError, match="no cuts in it"):
+        import_cuts(path, tmp_path / "out", lexicon=LEXICON)
 
 
 def test_bad_cuts(cuts, tmp_path, monkeypatch):

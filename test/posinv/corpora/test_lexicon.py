@@ -86,8 +86,41 @@ def test_files_that_are_none(tmp_path):
 
 def test_unknown_words_without_g2p():
     lexicon = Lexicon({"A": "AH0"}, g2p=False)
-    with pytest.raises(InputError, match=r"'HOUSE' isn't in the lexicon: add it, or correct"):
+    with pytest.raises(InputError, match=r"'HOUSE' isn't in the lexicon: add it to the lexicon"):
         lexicon.transcribe("a house")
+
+
+def test_all_unknown_words_are_named_at_once():
+    lexicon = Lexicon({"A": "AH0"}, g2p=False)
+    with pytest.raises(
+        InputError,
+        match=r"utterance u2: 'BIG' \(2\) isn't in the lexicon; 'HOUSE' \(1\) isn't in the lex",
+    ):
+        lexicon.transcribe_all({"u1": "a", "u2": "a big house", "u3": "big"})
+    many = {f"u{number}": f"w{number}" for number in range(60)}
+    with pytest.raises(InputError, match=r"\.\.\. \(60 words in all\)"):
+        lexicon.transcribe_all(many)
+
+
+@pytest.mark.parametrize("word", ["<unk>", "[NOISE]", "(laughter)", "7", "mp3", "café"])
+def test_what_is_not_spelled_as_a_word_is_not_predicted(word):
+    lexicon = Lexicon({"CAFE": "K AE F EY", "<SIL>": "S IH L"})
+    with pytest.raises(InputError, match="isn't in the lexicon"):
+        lexicon.transcribe_all({"u": f"cafe {word}"})
+
+
+def test_probabilities_are_not_phonemes(tmp_path):
+    """Kaldi's lexiconp.txt and the dictionaries of the Montreal Forced Aligner."""
+    content = "A 1.0 AH0\nB\t0.99\t0.2\t1.0\t1.0\tB IY1\nC .5 S IY1\nD 1e-3 D\nE 2\n"
+    lexicon = Lexicon.read(write(tmp_path / "lexiconp.txt", content.replace(" 1e-3", " 1.5e-3")))
+    said = {"A": "AH0", "B": "B IY1", "C": "S IY1", "D": "D", "E": "2"}
+    assert {word: lexicon.transcribe(word) for word in said} == said
+
+
+def test_byte_order_mark(tmp_path):
+    path = tmp_path / "l.txt"
+    path.write_text("A AH0\nB B IY1\n", encoding="utf-8-sig")
+    assert Lexicon.read(path).transcribe("a b") == "AH0 B IY1"
 
 
 def test_unknown_words_are_predicted_and_counted():
@@ -98,6 +131,6 @@ def test_unknown_words_are_predicted_and_counted():
     assert lexicon.describe_predicted(1) == (
         "3 words (2 different) aren't in the lexicon and were predicted: CAST K AE1 S T; ..."
     )
-    with pytest.raises(InputError, match=r"'X7' isn't in the lexicon, nor has it letters that"):
+    with pytest.raises(InputError, match=r"'X7' isn't in the lexicon, and not spelled as words"):
         lexicon.phonemes("x7")
     assert lexicon.predicted.total() == 3

@@ -136,6 +136,26 @@ def test_pieces_of_a_recording(tmp_path, speech, suffix):
             recording.read(5, 5)
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_wav_file_that_is_cut_short_is_refused(tmp_path, speech, subtype):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, speech, RATE, subtype)
+    whole = path.read_bytes()
+    assert len(read_audio(str(path), RATE)) == len(speech)
+    path.write_bytes(whole + b"LIST" + bytes(4))  # what some editors put behind
+    assert len(read_audio(str(path), RATE)) == len(speech)
+    path.write_bytes(whole[:-2])
+    with pytest.raises(InputError, match=r"x.wav: cut short: its header says \d+ bytes of audio"):
+        read_audio(str(path), RATE)
+    # A pipe's header, of a program that doesn't know the length.
+    place = whole.index(b"data") + 4
+    for size in (0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000):
+        endless = whole[:place] + size.to_bytes(4, "little") + whole[place + 4 :]
+        path.write_bytes(endless)
+        assert len(read_audio(f"cat '{path}' |", RATE)) == len(speech)
+        assert len(read_audio(str(path), RATE)) == len(speech)
+
+
 def test_bad_recordings(tmp_path, speech):
     soundfile.write(tmp_path / "stereo.wav", np.stack([speech, speech], 1), RATE)
     with pytest.raises(InputError, match="2 channels, one wanted"):

@@ -219,6 +219,52 @@ def test_character_tokens_know_the_space():
         check_tokens({"u": "ab a"}, {"a", "b"}, "char", "text")
 
 
+def test_transcripts_that_ctc_cannot_align_are_named(data, token_lists):
+    """A blank between equal neighbours takes a frame, too: 9 frames are in 3000 samples."""
+    for phn in ("T UW T UW T UW T UW T", "T T T T T"):
+        edit(data / "phn", "b-1 T UW\n", f"b-1 {phn}\n")
+        assert validate(data, RATE, token_lists, nj=2)
+        edit(data / "phn", f"b-1 {phn}\n", f"b-1 {phn} UW\n")
+        with pytest.raises(
+            InputError, match=r"utterance b-1: \d+ phn tokens need 10 frames, its audio has 9: CTC"
+        ):
+            validate(data, RATE, token_lists, nj=2)
+        edit(data / "phn", f"b-1 {phn} UW\n", "b-1 T UW\n")
+
+
+def test_byte_order_marks_are_read_away(data, token_lists):
+    for name in ("wav.scp", "text", "phn"):
+        path = data / name
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    for path in token_lists.values():
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert validate(data, RATE, token_lists) == 7000
+
+
+def test_clean_speech_alone(data, tmp_path):
+    format_data(data, tmp_path / "clean", RATE, clean=True)
+    made = DataDir.read(tmp_path / "clean")
+    assert made.wav == made.spk1
+    assert np.array_equal(
+        read_audio(made.wav["b-1"], RATE), read_audio(str(data / "b1 clean.wav"), RATE)
+    )
+
+
+def test_digests_know_the_audio_and_its_reference(data, tmp_path):
+    def digests():
+        format_data(data, tmp_path / "raw", RATE)
+        return read_table(tmp_path / "raw" / "utt2digest")
+
+    before = digests()
+    assert digests() == before
+    for name, utt in (("a1", "a-1"), ("b1 clean", "b-1")):
+        path = data / f"{name}.wav"
+        write_audio(path, 0.9 * read_audio(str(path), RATE), RATE)
+        after = digests()
+        assert [utt for utt in before if after[utt] != before[utt]] == [utt]
+        before = after
+
+
 def test_one_frame_is_enough(data):
     write_audio(data / "a1.wav", np.zeros(400), RATE)
     assert validate(data, RATE) == 3400

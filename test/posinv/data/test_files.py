@@ -1,3 +1,8 @@
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from posinv.data.files import atomic_file, atomic_folder, write_atomic
@@ -38,6 +43,34 @@ def test_an_atomic_folder_appears_whole(tmp_path):
         assert not out.exists()
     assert [path.name for path in out.iterdir()] == ["x"]
     assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_ended_leaves_nothing(tmp_path, number):
+    """SIGTERM cleans up; what SIGKILL left, the next run removes."""
+    script = f"""
+from posinv.bin.cli import run
+from posinv.data.files import atomic_folder
+from posinv.data.parallel import map_parallel
+import time
+
+def main():
+    with atomic_folder({str(tmp_path / "out")!r}) as fresh:
+        (fresh / "large").write_text("x")
+        print("there", flush=True)
+        list(map_parallel(time.sleep, [60, 60], 2))
+
+run(main)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"there\n"
+    os.kill(process.pid, number)
+    assert process.wait(timeout=30) == (128 + number if number == signal.SIGTERM else -number)
+    process.stdout.close()
+    assert len(list(tmp_path.iterdir())) == (number == signal.SIGKILL)
+    with atomic_folder(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_atomic_folder_takes_the_place_of_an_empty_one_alone(tmp_path):

@@ -282,6 +282,20 @@ def test_memory_does_not_grow_with_length(stub, tmp_path):
     assert peaks[1] < 1.1 * peaks[0]
 
 
+def test_a_wav_file_too_long_for_its_header_is_rf64(enhancer, tmp_path, monkeypatch):
+    """The sizes in a WAV header have 32 bits; the limit is lowered here."""
+    x = np.stack([noise(8000, seed=0), noise(8000, seed=1)], 1)
+    soundfile.write(tmp_path / "in.wav", x, 16000, "PCM_24")
+    monkeypatch.setattr("posinv.inference.enhancer.MAX_WAV_BYTES", 8000 * 2 * 3 - 1)
+    enhancer.enhance_file(tmp_path / "in.wav", tmp_path / "long.wav")
+    monkeypatch.setattr("posinv.inference.enhancer.MAX_WAV_BYTES", 8000 * 2 * 3)
+    enhancer.enhance_file(tmp_path / "in.wav", tmp_path / "short.wav")
+    assert soundfile.info(tmp_path / "long.wav").format == "RF64"
+    assert soundfile.info(tmp_path / "short.wav").format == "WAV"
+    long, short = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("long", "short"))
+    assert np.array_equal(long, short)
+
+
 @pytest.mark.parametrize("rate", [8000, 16000, 96000])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_files_of_a_few_samples(enhancer, tmp_path, rate, samples):
