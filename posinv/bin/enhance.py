@@ -3,7 +3,7 @@
 An input is an audio file, a folder or a Kaldi list (*.scp). The audio files of a folder, at any
 depth, are written under the same relative paths; the utterances of a list as <utterance id>.wav,
 with a wav.scp. A file's sampling rate and channels stay as they are; so do its format and subtype,
-unless --format is given.
+unless --format is given. What can't be enhanced is named at the end, with exit status 1.
 """
 
 import logging
@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from posinv.bin.cli import command_parser, run
 from posinv.data.tables import write_table
+from posinv.errors import InputError
 from posinv.inference.enhancer import Enhancer, plan_enhancement
 
 
@@ -35,29 +36,45 @@ def main() -> None:
         default=1.0,
         help="seconds of overlap of two segments, which are cross-faded",
     )
-    add("--overwrite", action="store_true", help="replace existing outputs")
+    add("--dry", type=float, default=0.0, help="share of the input in the output, 0 to 1")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    group.add_argument("--skip_existing", action="store_true", help="keep existing outputs")
     args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
-    jobs = plan_enhancement(args.inputs, args.out, args.format, args.overwrite)
+    existing = "keep" if args.skip_existing else "replace" if args.overwrite else "refuse"
+    jobs, wrong = plan_enhancement(args.inputs, args.out, args.format, existing)
+    kept = [job for job in jobs if job.exists]
+    todo = [job for job in jobs if not job.exists]
     device = "cuda" if args.ngpu else "cpu"
-    enhancer = Enhancer(args.model, args.checkpoint, device, args.segment, args.overlap)
+    enhancer = Enhancer(args.model, args.checkpoint, device, args.segment, args.overlap, args.dry)
     seconds = 0.0
-    total = sum(job.seconds for job in jobs)
+    done = list(kept)
+    total = sum(job.seconds for job in todo)
     started = time.perf_counter()
     with (
         logging_redirect_tqdm(),
         tqdm(total=total or None, desc="enhance", unit="s", unit_scale=True) as bar,
     ):
-        for job in jobs:
-            seconds += enhancer.enhance_file(job.source, job.destination, bar.update)
+        for job in todo:
+            try:
+                seconds += enhancer.enhance_file(job.source, job.destination, bar.update)
+            except InputError as error:
+                wrong[job.source] = str(error)
+            else:
+                done.append(job)
     elapsed = time.perf_counter() - started
-    index = {job.utterance: job.destination for job in jobs if job.utterance}
+    index = {job.utterance: job.destination for job in done if job.utterance}
     if index:
         write_table(args.out / "wav.scp", index)
-    print(
-        f"{args.out}: {len(jobs)} files, {seconds / 60:.1f} minutes of audio, "
-        f"real-time factor {elapsed / seconds:.3f}"
-    )
+    existed = f" ({len(kept)} of them existed)" if kept else ""
+    speed = f", real-time factor {elapsed / seconds:.3f}" if seconds else ""
+    print(f"{args.out}: {len(done)} files{existed}, {seconds / 60:.1f} minutes of audio{speed}")
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} of {len(wrong) + len(done)} files were not enhanced: "
+            f"{'; '.join(wrong.values())}"
+        )
 
 
 if __name__ == "__main__":

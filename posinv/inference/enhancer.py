@@ -16,9 +16,10 @@ import io
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -57,6 +58,8 @@ class Enhancer:
         device: where to run.
         segment: seconds of a segment, at least 0.1.
         overlap: seconds that neighbouring segments share, 0 to half a segment.
+        dry: share of the input in the output, 0 to 1, for a more natural sound; the rest is the
+            model's output.
 
     Raises:
         InputError: an option out of range, or no such model
@@ -70,6 +73,7 @@ class Enhancer:
         device: str = "cpu",
         segment: float = 10.0,
         overlap: float = 1.0,
+        dry: float = 0.0,
     ) -> None:
         if not MIN_SAMPLES / SAMPLING_RATE <= segment < math.inf:
             raise InputError(f"segment of {segment} s: must be at least 0.1 s")
@@ -77,6 +81,9 @@ class Enhancer:
             raise InputError(
                 f"overlap of {overlap} s: must be from 0 to half a segment ({segment / 2} s)"
             )
+        if not 0 <= dry <= 1:
+            raise InputError(f"dry share of {dry}: must be from 0 to 1")
+        self.dry = dry
         self.segment = round(segment * SAMPLING_RATE)
         self.overlap = math.floor(overlap * SAMPLING_RATE)
         self.model = Path(model)
@@ -175,7 +182,7 @@ class Enhancer:
     def _enhance(self, audio: Recording) -> Iterator[np.ndarray]:
         """Yield blocks ``(t, C)`` of the enhanced signal, as many samples in all as went in."""
         samples, level = _measure(audio)
-        gain = LEVEL / level if level else np.float64(1)
+        gain = np.divide(LEVEL, level, out=np.ones_like(level), where=level > 0)
         at_model = math.ceil(samples * SAMPLING_RATE / audio.sampling_rate)
         levelled = ((block * gain).astype(np.float32) for block in audio.blocks(BLOCK))
         heard = _resample(levelled, audio.sampling_rate, SAMPLING_RATE, audio.channels, at_model)
@@ -215,7 +222,7 @@ class Enhancer:
             enhanced[:, channel] = output[0, : len(piece)]
         if not np.isfinite(enhanced).all():
             raise InputError(f"{self.model}: the model gives samples that are not finite")
-        return enhanced
+        return self.dry * piece + (1 - self.dry) * enhanced if self.dry else enhanced
 
 
 @dataclass(frozen=True)
@@ -227,20 +234,22 @@ class EnhanceJob:
         destination: the file to write.
         utterance: its id, where a ``wav.scp`` lists it.
         seconds: length of a file by its header; 0 for another entry.
+        exists: the destination is kept as it is.
     """
 
     source: str
     destination: Path
     utterance: str | None
     seconds: float
+    exists: bool = False
 
 
 def plan_enhancement(
     inputs: Iterable[Path | str],
     out: Path | str,
     audio_format: str | None = None,
-    overwrite: bool = False,
-) -> list[EnhanceJob]:
+    existing: Literal["refuse", "replace", "keep"] = "refuse",
+) -> tuple[list[EnhanceJob], dict[str, str]]:
     """Lay out what enhancing ``inputs`` writes into ``out``; nothing is computed or written.
 
     Args:
@@ -249,11 +258,14 @@ def plan_enhancement(
             which the caller writes ``out/wav.scp``).
         out: folder to write.
         audio_format: suffix of all outputs, instead of the sources' own.
-        overwrite: let outputs replace existing files.
+        existing: what to do with outputs that exist.
+
+    Returns:
+        The jobs, and what is wrong with audio that can't be enhanced, by its path or entry.
 
     Raises:
-        InputError: an input that is missing, unreadable or empty; a format that can't be written;
-            outputs that exist, that two inputs share, or that are inputs themselves.
+        InputError: an input that is missing; outputs that exist (``"refuse"``), that two inputs
+            share, or that are inputs themselves.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -277,6 +289,7 @@ def plan_enhancement(
     taken = {path.resolve(): path for path in [*paths, *(Path(entry) for entry, _, _ in found)]}
     made: dict[Path, str] = {}
     jobs = []
+    wrong = {}
     for source, destination, utterance in found:
         if audio_format:
             destination = destination.with_suffix(f".{audio_format}")
@@ -288,10 +301,14 @@ def plan_enhancement(
         made[destination] = source
         seconds = 0.0
         if is_file(source):
-            audio = open_recording(source)
-            if not audio.num_samples:
-                raise InputError(f"{source}: holds no samples: leave it out")
-            _encoding(audio, destination)
+            try:
+                audio = open_recording(source)
+                if not audio.num_samples:
+                    raise InputError(f"{source}: holds no samples: leave it out")
+                _encoding(audio, destination)
+            except InputError as error:
+                wrong[source] = str(error)
+                continue
             seconds = audio.num_samples / audio.sampling_rate
         jobs.append(EnhanceJob(source, destination, utterance, seconds))
     outputs = list(made)
@@ -300,13 +317,15 @@ def plan_enhancement(
     for path in outputs:
         if path.resolve() in taken:
             raise InputError(f"{path}: would be written over an input: name another --out")
-    existing = [path for path in outputs if path.exists()]
-    if existing and not overwrite:
+    there = [path for path in outputs if path.exists()]
+    if there and existing == "refuse":
         raise InputError(
-            f"{existing[0]}: exists ({len(existing)} of {len(outputs)} outputs do): give "
-            "--overwrite or another --out"
+            f"{there[0]}: exists ({len(there)} of {len(outputs)} outputs do): give "
+            "--skip_existing, --overwrite or another --out"
         )
-    return jobs
+    if existing == "keep":
+        jobs = [replace(job, exists=job.destination.exists()) for job in jobs]
+    return jobs, wrong
 
 
 def _scan(folder: Path) -> list[Path]:
@@ -358,22 +377,22 @@ def _encoding(audio: Recording, destination: Path) -> tuple[str, str]:
     return file_format, subtype
 
 
-def _measure(audio: Recording) -> tuple[int, np.float64]:
-    """Return the number of samples of a channel, and the root mean square over all channels."""
-    samples, energy = 0, np.float64(0)
+def _measure(audio: Recording) -> tuple[int, np.ndarray]:
+    """Return the number of samples of a channel, and each channel's root mean square ``(C,)``."""
+    samples, energy = 0, np.zeros(audio.channels)
     for block in audio.blocks(BLOCK):
         samples += len(block)
-        energy += np.square(block, dtype=np.float64).sum()
+        energy += np.square(block, dtype=np.float64).sum(0)
     if not samples:
         raise InputError(f"{audio.name}: holds no samples: leave it out")
-    if not np.isfinite(energy):
+    if not np.isfinite(energy).all():
         raise InputError(f"{audio.name}: samples that are not finite (NaN or infinite): mend it")
     if samples < audio.num_samples:
         logging.warning(
             "%s: %d of the %d samples of its header are there: it seems cut short",
             *(audio.name, samples, audio.num_samples),
         )
-    return samples, np.sqrt(energy / (samples * audio.channels))
+    return samples, np.sqrt(energy / samples)
 
 
 def _resample(

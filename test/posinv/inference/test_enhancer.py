@@ -107,6 +107,7 @@ def test_segments_of_a_pointwise_model_are_the_whole(data):
     samples = data.draw(st.integers(1, 50000))
     wave = noise(samples)
     enhancer = Enhancer.__new__(Enhancer)
+    enhancer.dry = 0.0
     enhancer.segment, enhancer.overlap = round(segment * 16000), math.floor(overlap * 16000)
     pieces = []
     enhancer.separate = lambda x, fs: pieces.append(x.shape[1]) or [x * np.abs(x)]
@@ -280,6 +281,22 @@ def test_memory_does_not_grow_with_length(stub, tmp_path):
         tracemalloc.stop()
     assert set(heard) == {32000}
     assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_channels_do_not_change_each_other(enhancer):
+    quiet, loud = noise(20000, seed=0), noise(20000, seed=1)
+    alone = enhancer(0.01 * quiet, 16000)
+    together = enhancer(np.stack([0.01 * quiet, loud], 1), 16000)
+    np.testing.assert_allclose(together[:, 0], alone, rtol=0, atol=1e-7)
+
+
+def test_dry_share(model_dir):
+    x = noise(20000)
+    wet = Enhancer(model_dir, segment=0.6, overlap=0.1)(x, 16000)
+    half = Enhancer(model_dir, segment=0.6, overlap=0.1, dry=0.25)(x, 16000)
+    np.testing.assert_allclose(half, 0.25 * x + 0.75 * wet, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match=r"dry share of 1\.5: must be from 0 to 1"):
+        Enhancer(model_dir, dry=1.5)
 
 
 def test_a_wav_file_too_long_for_its_header_is_rf64(enhancer, tmp_path, monkeypatch):
@@ -474,12 +491,32 @@ def test_command(inputs, monkeypatch, capsys, model_dir, caplog):
     error = capsys.readouterr().err
     assert error.startswith(f"enhance: error: {out / 'a.wav'}: exists (8 of 8 outputs do)")
     assert error.count("\n") == 1
+    (out / "u3.wav").unlink()
+    command(monkeypatch, model_dir, *arguments, "--skip_existing")
+    assert f"{out}: 7 files (6 of them existed), 0.0 minutes" in capsys.readouterr().out
+    assert (out / "a.wav").stat().st_mtime_ns == before
+    assert read_table(out / "wav.scp") == {u: f"{out}/{u}.wav" for u in ("u1", "u2.x", "u3")}
     command(monkeypatch, model_dir, *arguments, "--overwrite")
     assert (out / "a.wav").stat().st_mtime_ns > before
     command(monkeypatch, model_dir, *arguments[:2], "--out", out / "flac", "--format", "flac")
     names = ["a.flac", "day 1/b b.flac", "day 1/deep/c.flac", "u1.flac", "u2.x.flac", "u3.flac"]
     assert files(out / "flac") == [*names, "wav.scp"]
     assert soundfile.info(out / "flac" / "u1.flac").subtype == "PCM_24"
+
+
+def test_bad_files_do_not_end_a_run(inputs, monkeypatch, capsys, model_dir):
+    folder, out = inputs / "my recordings", inputs / "out"
+    (folder / "bad.wav").write_text("x")
+    soundfile.write(folder / "nan.wav", np.full(9000, np.nan), 16000, "FLOAT")
+    with pytest.raises(SystemExit) as exit_status:
+        command(monkeypatch, model_dir, folder, "--out", out)
+    assert exit_status.value.code == 1
+    assert files(out) == ["a.wav", "day 1/b b.FLAC", "day 1/deep/c.ogg"]
+    told = capsys.readouterr()
+    assert f"{out}: 3 files, " in told.out
+    error = told.err.splitlines()[-1]
+    assert error.startswith("enhance: error: 2 of 5 files were not enhanced: ")
+    assert "bad.wav: not audio" in error and "nan.wav: samples that are not finite" in error
 
 
 def test_plan_refuses(inputs):
@@ -498,16 +535,19 @@ def test_plan_refuses(inputs):
     refuse(r"out/a\.wav: would be written for .* and for", folder, folder / "a.wav")
     soundfile.write(folder / "a.flac", noise(100), 16000)
     refuse(r"out/a\.wav: would be written for", folder, audio_format="wav")
-    assert len(plan_enhancement([folder], inputs / "out")) == 4
-    (folder / "day 1" / "bad.wav").write_text("x")
-    refuse(r"bad\.wav: not audio that soundfile can read", folder)
+    jobs, wrong = plan_enhancement([folder], inputs / "out")
+    assert len(jobs) == 4 and not wrong
     (inputs / "texts").mkdir()
     (inputs / "texts" / "a.txt").write_text("x")
     refuse("texts: no audio files in it", inputs / "texts")
     write_table(inputs / "bad.scp", {"../u": inputs / "e.wav"})
     refuse(r"bad\.scp: id \.\./u", inputs / "bad.scp")
     write_table(inputs / "bad.scp", {"u": inputs / "missing.wav"})
-    refuse(r"missing\.wav: no such audio file", inputs / "bad.scp")
     soundfile.write(inputs / "many.wav", noise(100, 9), 16000)
-    refuse("can't write FLAC", inputs / "many.wav", audio_format="flac")
+    for path, message in (
+        (inputs / "bad.scp", "no such audio file"),
+        (inputs / "many.wav", "FLAC"),
+    ):
+        jobs, wrong = plan_enhancement([inputs / name], inputs / "out", audio_format="flac")
+        assert not jobs and message in " ".join(wrong.values())
     assert not (inputs / "out").exists()
