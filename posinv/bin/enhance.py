@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from posinv.bin.cli import command_parser, run
 from posinv.data.tables import write_table
 from posinv.errors import InputError
-from posinv.inference.enhancer import Enhancer, plan_enhancement
+from posinv.inference.enhancer import Enhancer, Existing, plan_enhancement
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     group.add_argument("--skip_existing", action="store_true", help="keep existing outputs")
     args = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
-    existing = "keep" if args.skip_existing else "replace" if args.overwrite else "refuse"
+    existing: Existing = "keep" if args.skip_existing else "replace" if args.overwrite else "refuse"
     jobs, wrong = plan_enhancement(args.inputs, args.out, args.format, existing)
     kept = [job for job in jobs if job.exists]
     todo = [job for job in jobs if not job.exists]

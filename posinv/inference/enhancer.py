@@ -43,6 +43,8 @@ FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
 BYTES = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # of a sample; others: 1
 MAX_WAV_BYTES = 2**32 - 4096  # sizes in WAV's header have 32 bits
 
+Existing = Literal["refuse", "replace", "keep"]  # what to do with outputs that exist
+
 
 class Enhancer:
     """A trained enhancement model, for arrays and files of any length and sampling rate.
@@ -248,7 +250,7 @@ def plan_enhancement(
     inputs: Iterable[Path | str],
     out: Path | str,
     audio_format: str | None = None,
-    existing: Literal["refuse", "replace", "keep"] = "refuse",
+    existing: Existing = "refuse",
 ) -> tuple[list[EnhanceJob], dict[str, str]]:
     """Lay out what enhancing ``inputs`` writes into ``out``; nothing is computed or written.
 

@@ -544,10 +544,7 @@ def test_plan_refuses(inputs):
     refuse(r"bad\.scp: id \.\./u", inputs / "bad.scp")
     write_table(inputs / "bad.scp", {"u": inputs / "missing.wav"})
     soundfile.write(inputs / "many.wav", noise(100, 9), 16000)
-    for path, message in (
-        (inputs / "bad.scp", "no such audio file"),
-        (inputs / "many.wav", "FLAC"),
-    ):
+    for name, message in (("bad.scp", "no such audio file"), ("many.wav", "can't write FLAC")):
         jobs, wrong = plan_enhancement([inputs / name], inputs / "out", audio_format="flac")
         assert not jobs and message in " ".join(wrong.values())
     assert not (inputs / "out").exists()
