@@ -17,6 +17,11 @@ def main() -> None:
     add("--g2p", action="store_true", help="predict the English words they lack")
     add("--wav_root", type=Path, default=Path(), help="where relative paths of audio start")
     add(
+        "--channel",
+        type=int,
+        help="which channel of a Kaldi directory's recordings, 1 for the first, 0 for their mean",
+    )
+    add(
         "--max_overshoot",
         type=float,
         default=MAX_OVERSHOOT,
@@ -28,7 +33,7 @@ def main() -> None:
     options = {"lexicon": lexicon, "wav_root": args.wav_root, "nj": args.nj}
     options["max_overshoot"] = args.max_overshoot
     if args.src.is_dir():
-        made = import_kaldi(args.src, args.out, **options)
+        made = import_kaldi(args.src, args.out, channel=args.channel, **options)
     else:
         made = import_cuts(args.src, args.out, **options)
     print(made)

@@ -44,6 +44,7 @@ def import_kaldi(
     *,
     lexicon: Lexicon | None = None,
     wav_root: Path | str = ".",
+    channel: int | None = None,
     max_overshoot: float = MAX_OVERSHOOT,
     nj: int = 1,
 ) -> Prepared:
@@ -57,6 +58,8 @@ def import_kaldi(
         out: the data directory, written atomically; an earlier one is replaced.
         lexicon: makes ``phn`` if the Kaldi directory has none.
         wav_root: where the relative paths of ``wav.scp`` and ``spk1.scp`` start, and commands.
+        channel: which of the recordings' channels, 1 for the first, 0 for their mean. It is
+            written as FLAC. Without it, recordings of several channels are refused.
         max_overshoot: seconds by which a segment may end after its recording. It is cut at the
             recording's end, and counted in the notes.
         nj: number of processes.
@@ -74,6 +77,8 @@ def import_kaldi(
         audio["spk1"] = _rooted(read_table(src / "spk1.scp"), wav_root)
     text, utt2spk = (read_table(src / name) for name in ("text", "utt2spk"))
     segments = _read_segments(src / "segments") if (src / "segments").exists() else None
+    if channel is not None and segments is None:
+        segments = {utt: _Piece(utt, 0, math.inf) for utt in audio["wav"]}
     utts = segments or audio["wav"]
     shortened = 0
     if (src / "phn").exists():
@@ -101,7 +106,7 @@ def import_kaldi(
                 files = {fresh / "audio" / f"{names[u]}{suffix}.flac": u for u in pieces}
                 return _cut_out(
                     *(audio[kind][recording], {f: pieces[u] for f, u in files.items()}),
-                    *(src / "segments", max_overshoot),
+                    *(src / "segments", channel, max_overshoot),
                 )
 
             shortened = sum(map_parallel(cut, jobs, nj))
@@ -227,7 +232,13 @@ def _by_recording(
     return found
 
 
-def _cut_out(entry: str, pieces: dict[Path, _Piece], segments: Path, max_overshoot: float) -> int:
+def _cut_out(
+    entry: str,
+    pieces: dict[Path, _Piece],
+    segments: Path,
+    channel: int | None,
+    max_overshoot: float,
+) -> int:
     """Write the pieces of a recording; returns how many of them end after it."""
     recording = open_recording(entry)
     rate, samples = recording.sampling_rate, recording.num_samples
@@ -242,7 +253,7 @@ def _cut_out(entry: str, pieces: dict[Path, _Piece], segments: Path, max_oversho
                 "the segment, remove it, or allow more (--max_overshoot SECONDS)"
             )
         shortened += stop > samples
-        write_audio(path, recording.read(start, min(stop, samples)), rate)
+        write_audio(path, recording.read(start, min(stop, samples), channel), rate)
     return shortened
 
 

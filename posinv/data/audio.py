@@ -80,24 +80,36 @@ class Recording:
         samples = samples.reshape(len(samples), -1)
         return cls(name, sampling_rate, samples.shape[1], len(samples), "WAV", "PCM_16", samples)
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def read(
+        self, start: int = 0, stop: int | None = None, channel: int | None = None
+    ) -> np.ndarray:
         """Read from sample ``start`` to before ``stop``, or to the end: float32 ``(T,)``.
 
+        Args:
+            start: of the samples.
+            stop: of the samples.
+            channel: which of several, 1 for the first; 0 for the mean of all.
+
         Raises:
-            InputError: more than one channel, no samples, samples that are beyond [-1, 1] or not
-                finite, or a damaged file.
+            InputError: more than one channel and none chosen, or no such channel; no samples,
+                samples that are beyond [-1, 1] or not finite, or a damaged file.
         """
-        if self.channels > 1:
+        if channel is None and self.channels > 1:
             raise InputError(
-                f"{self.name}: {self.channels} channels, one wanted: choose a channel with a pipe, "
-                "such as 'sox FILE -t wav - remix 1 |'"
+                f"{self.name}: {self.channels} channels, one wanted: import the data with "
+                "--channel N, or choose one with a pipe, such as 'sox FILE -t wav - remix 1 |'"
+            )
+        if channel is not None and not 0 <= channel <= self.channels:
+            raise InputError(
+                f"{self.name}: no channel {channel}: it has {self.channels} (0 is their mean)"
             )
         if self.samples is None:
             with _decoding(self.name):
                 frames = -1 if stop is None else stop - start
-                x = soundfile.read(self.name, frames, start, dtype="float32")[0]
+                x = soundfile.read(self.name, frames, start, dtype="float32", always_2d=True)[0]
         else:
-            x = self.samples[start:stop, 0].astype(np.float32)
+            x = self.samples[start:stop].astype(np.float32)
+        x = x.mean(1) if channel == 0 else x[:, (channel or 1) - 1]
         if not x.size:
             raise InputError(
                 f"{self.name}: holds no samples: remove the utterance or restore the audio"

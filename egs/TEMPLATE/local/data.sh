@@ -22,11 +22,13 @@ opt dev "" "validation set"
 opt test "" "test set"
 opt lexicon "" "pronunciation lexicon, for sets without phn"
 opt g2p false "predict the (English) words that it lacks (true), or refuse them (false)" one_of true false
-opt wav_root . "where relative paths in Kaldi's wav.scp start"
+opt wav_root . "where relative paths of audio start"
+opt channel "" "channel of Kaldi's recordings, 1 for the first, 0 for their mean; empty: they have one"
 parse_options "$@"
 . ./path.sh
 
 opts=(--wav_root "$wav_root")
+[ -z "$channel" ] || opts+=(--channel "$channel")
 [ -z "$lexicon" ] || opts+=(--lexicon "$lexicon")
 [ "$g2p" = false ] || opts+=(--g2p)
 for set in train dev test; do

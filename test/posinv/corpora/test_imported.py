@@ -11,6 +11,7 @@ from posinv.corpora.lexicon import Lexicon
 from posinv.corpora.prepared import Contents, Prepared
 from posinv.data.audio import read_audio
 from posinv.data.directory import DataDir, validate
+from posinv.data.tables import read_table, write_table
 from posinv.errors import InputError
 
 LEXICON = Lexicon({"ONE": "W AH N", "TWO": "T UW"}, g2p=False)
@@ -121,6 +122,29 @@ def test_without_segments_audio_stays_where_it_is(kaldi, tmp_path, monkeypatch):
     here = DataDir.read(tmp_path / "here").wav
     assert np.array_equal(samples(here["ann-rec0"]), x[0])
     assert here["bob-rec2"] == data.wav["bob-rec2"]
+
+
+@pytest.mark.parametrize("with_segments", [True, False])
+def test_a_channel_of_stereo_recordings(kaldi, tmp_path, with_segments):
+    src, x = kaldi
+    root, out = src.parents[1], tmp_path / "out"
+    options = {"lexicon": LEXICON, "wav_root": root}
+    stereo = np.stack([x[2], x[2][::-1]], 1)
+    soundfile.write(root / "both.wav", stereo, 16000)
+    if not with_segments:
+        (src / "segments").unlink()
+        write_table(src / "wav.scp", dict.fromkeys(read_table(src / "text"), "both.wav"))
+    else:
+        write_table(src / "wav.scp", dict.fromkeys(("rec0", "rec1", "rec2"), "both.wav"))
+        with pytest.raises(InputError, match=r"both.wav: 2 channels, .*--channel N"):
+            import_kaldi(src, out, **options)
+    for channel, expected in ((1, x[2]), (2, x[2][::-1])):
+        import_kaldi(src, out, channel=channel, **options)
+        assert np.array_equal(samples(DataDir.read(out).wav["bob-b"]), expected)
+    import_kaldi(src, out, channel=0, **options)
+    assert np.abs(samples(DataDir.read(out).wav["bob-b"]) - stereo.mean(1)).max() <= 1
+    with pytest.raises(InputError, match=r"both.wav: no channel 3: it has 2"):
+        import_kaldi(src, out, channel=3, **options)
 
 
 def test_other_rates_are_kept(kaldi, tmp_path):
