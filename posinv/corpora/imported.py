@@ -104,10 +104,9 @@ def import_kaldi(
                 kind, recording, pieces = job
                 suffix = "" if kind == "wav" else f".{kind}"
                 files = {fresh / "audio" / f"{names[u]}{suffix}.flac": u for u in pieces}
-                return _cut_out(
-                    *(audio[kind][recording], {f: pieces[u] for f, u in files.items()}),
-                    *(src / "segments", channel, max_overshoot),
-                )
+                chosen = {file: pieces[utt] for file, utt in files.items()}
+                where = src / "segments"
+                return _cut_out(audio[kind][recording], chosen, where, channel, max_overshoot)
 
             shortened = sum(map_parallel(cut, jobs, nj))
             wav = {utt: str(out / "audio" / f"{names[utt]}.flac") for utt in segments}
