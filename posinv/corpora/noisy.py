@@ -15,7 +15,7 @@ import soxr
 
 from posinv.augment.draws import generator
 from posinv.augment.noise import FADE_SECONDS, NOISES, _unit, excerpt
-from posinv.data.audio import AUDIO_SUFFIXES, read_audio, write_audio
+from posinv.data.audio import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES, read_audio, write_audio
 from posinv.data.directory import DataDir, refuse_overlap
 from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
@@ -49,7 +49,8 @@ class Mixing:
         speeds: factors, one of which is drawn for each utterance; the clean speech is
             resampled, so that its pitch moves too.
         babble: directory of the speech that babble is made of.
-        recorded: audio files, or directories of them, for the noise type ``recorded``.
+        recorded: audio files, or directories of them, for the noise type ``recorded``. Of several
+            channels the first is taken.
         sampling_rate: of everything, in Hz.
         resample: resample audio of other rates instead of refusing it.
 
@@ -285,7 +286,7 @@ class _Noises:
             return self._babble(rng, num_samples, speaker, source)
         if noise_type == "recorded":
             path = self.recordings[rng.integers(len(self.recordings))]
-            x, start = excerpt(self._read(path), num_samples, rng, self.fade)
+            x, start = excerpt(self._read(path, channel=1), num_samples, rng, self.fade)
             return x.astype(np.float64), f"{path}@{start}"
         return NOISES[noise_type](rng, num_samples, self.rate), "-"
 
@@ -304,13 +305,13 @@ class _Noises:
         voices = [_unit(excerpt(x, num_samples, rng, self.fade)[0]) for x in talk]
         return np.sum(voices, axis=0, dtype=np.float64), ",".join(chosen)
 
-    def _read(self, entry: str) -> np.ndarray:
-        return _read_cached(entry, self.rate, self.resample)
+    def _read(self, entry: str, channel: int | None = None) -> np.ndarray:
+        return _read_cached(entry, self.rate, self.resample, channel)
 
 
 @lru_cache(maxsize=32)
-def _read_cached(entry: str, sampling_rate: int, resample: bool) -> np.ndarray:
-    return read_audio(entry, sampling_rate, resample)
+def _read_cached(entry: str, sampling_rate: int, resample: bool, channel: int | None) -> np.ndarray:
+    return read_audio(entry, sampling_rate, resample, channel)
 
 
 def _audio_files(sources: Sequence[Path]) -> tuple[str, ...]:
@@ -319,7 +320,13 @@ def _audio_files(sources: Sequence[Path]) -> tuple[str, ...]:
         if source.is_file():
             files.append(str(source))
             continue
-        found = [str(path) for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
+        paths = sorted(source.rglob("*"))
+        if strange := [path for path in paths if path.suffix.lower() in UNREADABLE_SUFFIXES]:
+            raise InputError(
+                f"--recorded: {strange[0]} ({len(strange)} such): a format that soundfile can't "
+                "read: convert it (ffmpeg -i FILE FILE.flac), or move it elsewhere"
+            )
+        found = [str(path) for path in paths if path.suffix.lower() in AUDIO_SUFFIXES]
         if not found:
             raise InputError(f"--recorded: {source}: no audio files there: correct the path")
         files.extend(sorted(found))

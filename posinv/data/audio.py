@@ -17,10 +17,16 @@ from posinv.data.files import atomic_file
 from posinv.errors import InputError
 
 SAMPLING_RATE = 16000  # Hz, of every model here
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".sph")
+AUDIO_SUFFIXES = frozenset(
+    {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
+    | {".sph", ".aif", ".aifc", ".oga", ".opus", ".mp2", ".snd"}
+)
+UNREADABLE_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".wma", ".webm", ".amr", ".ra"})
 
 
-def read_audio(entry: str, sampling_rate: int, resample: bool = False) -> np.ndarray:
+def read_audio(
+    entry: str, sampling_rate: int, resample: bool = False, channel: int | None = None
+) -> np.ndarray:
     """Read the audio that an entry of a ``wav.scp`` names.
 
     Args:
@@ -29,6 +35,7 @@ def read_audio(entry: str, sampling_rate: int, resample: bool = False) -> np.nda
             is audio (``sph2pipe -f wav x.sph |``).
         sampling_rate: the rate in Hz the samples are to have.
         resample: resample audio of another rate (soxr, high quality) instead of refusing it.
+        channel: as :meth:`Recording.read`.
 
     Returns:
         float32 samples ``(T,)``, T >= 1, in [-1, 1]. Resampled audio may pass that range by
@@ -39,7 +46,7 @@ def read_audio(entry: str, sampling_rate: int, resample: bool = False) -> np.nda
             a command that failed, or another sampling rate.
     """
     recording = open_recording(entry.strip())
-    x = recording.read()
+    x = recording.read(channel=channel)
     if recording.sampling_rate != sampling_rate:
         if not resample:
             raise InputError(

@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from posinv.data.audio import SAMPLING_RATE, Recording, is_file, open_recording
+from posinv.data.audio import AUDIO_SUFFIXES, SAMPLING_RATE, Recording, is_file, open_recording
 from posinv.data.directory import refuse_overlap
 from posinv.data.files import atomic_file
 from posinv.data.tables import read_table
@@ -35,10 +35,6 @@ LEVEL = 0.05
 MIN_SAMPLES = 1600
 MAX_CHANNELS = 64  # an array with more, and with fewer samples than channels, must be (C, T)
 BLOCK = 1 << 16
-READABLE_SUFFIXES = frozenset(
-    {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
-    | {".sph", ".aif", ".aifc", ".oga", ".opus", ".mp2", ".snd"}
-)
 FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
 BYTES = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # of a sample; others: 1
 MAX_WAV_BYTES = 2**32 - 4096  # sizes in WAV's header have 32 bits
@@ -335,7 +331,7 @@ def _scan(folder: Path) -> list[Path]:
     audio = [
         path
         for path in files
-        if path.suffix.lower() in READABLE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
     ]
     if not audio:
         raise InputError(f"{folder}: no audio files in it, by their suffixes")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 
 from posinv.augment.draws import generator
@@ -363,6 +364,22 @@ def test_bad_sources(clean, tmp_path):
     with pytest.raises(InputError, match=r"utterance b-1: .*empty audio file"):
         mix_noise(clean, tmp_path / "x", mixing)
     assert [path.name for path in tmp_path.iterdir()] == [clean.name]
+
+
+def test_stereo_and_mp3_noises_and_one_that_cannot_be_read(clean, tmp_path):
+    folder = tmp_path / "noises"
+    folder.mkdir()
+    x = 0.1 * generator("noise").standard_normal((3 * RATE, 2))
+    soundfile.write(folder / "stereo.wav", x, RATE)
+    soundfile.write(folder / "a.mp3", x[:, 0], RATE, format="MP3")
+    mixing = Mixing(("recorded",), (5,), 0, "x", recorded=(folder,))
+    mix_noise(clean, tmp_path / "noisy", mixing)
+    rows = manifest(tmp_path / "noisy")
+    names = {Path(row["noise_source"].rpartition("@")[0]).name for row in rows.values()}
+    assert names == {"stereo.wav", "a.mp3"}
+    (folder / "b.m4a").write_text("x")
+    with pytest.raises(InputError, match=r"b.m4a \(1 such\): a format that soundfile can't read"):
+        mix_noise(clean, tmp_path / "again", mixing)
 
 
 def test_silent_stretches_of_a_recording_are_not_drawn(clean, tmp_path):
