@@ -87,7 +87,7 @@ def test_good_values(options, bash):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("nam: 1", "unknown option --nam"),
+        ("nam: 1", "o.yaml: unknown option --nam"),
         ("my_name: {a: 1}", "my_name: must be a value or a list"),
         ("- my_name", "must be a mapping of option names"),
         ("my_name: [", "not valid YAML"),

@@ -84,7 +84,7 @@ _set_option() {  # _set_option NAME VALUE WHERE
 # - and _ in a name are the same. A later value replaces an earlier one; the options in
 # --config FILE.yaml count at the place where --config stands.
 parse_options() {
-    local _name _value _pairs _key  # an option may be called "name"
+    local _name _value _file _pairs _key  # an option may be called "name"
     while [ $# -gt 0 ]; do
         case $1 in
             --help | -h)
@@ -108,10 +108,11 @@ parse_options() {
         _name=${_name#--}
         _name=${_name//-/_}
         if [ "$_name" = config ]; then
+            _file=$_value
             _pairs=$(mktemp)
-            (. ./path.sh >&2 && python3 -m posinv.bin.recipe_options "$_value") > "$_pairs" || { rm -f "$_pairs"; exit 1; }
+            (. ./path.sh >&2 && python3 -m posinv.bin.recipe_options "$_file") > "$_pairs" || { rm -f "$_pairs"; exit 1; }
             while IFS= read -r -d '' _key && IFS= read -r -d '' _value; do
-                _set_option "${_key//-/_}" "$_value" "--config"
+                _set_option "${_key//-/_}" "$_value" "$_file"
             done < "$_pairs"
             rm -f "$_pairs"
         else
