@@ -1,6 +1,7 @@
 """What posinv's commands share: how they end, and the options that several take."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ def run(main: Callable[[], object]) -> None:
     (``<command>: error: ...``), exit status 1; any other exception is a defect and keeps
     its traceback. SIGTERM (``timeout``, SLURM's time limit) removes temporary files, too.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    _exit_on_sigterm()
     try:
         main()
     except InputError as error:
@@ -25,6 +26,24 @@ def run(main: Callable[[], object]) -> None:
         message = " ".join(str(error).split())
         print(f"{command}: error: {message}", file=sys.stderr)
         sys.exit(1)
+
+
+def _exit_on_sigterm() -> None:
+    """Leave by SystemExit, which cleans up, in this process; let SIGTERM end its forked workers."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # A new process must not take a SIGTERM by this handler: Python forgets what arrives between the
+    # fork and its own preparations, and a pool that ends would wait for that worker for ever.
+    sigterm = {signal.SIGTERM}
+
+    def in_child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, sigterm),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm),
+        after_in_child=in_child,
+    )
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:

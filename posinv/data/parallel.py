@@ -1,6 +1,5 @@
 """A function over many jobs, in several processes."""
 
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context
 
@@ -27,7 +26,6 @@ _function: Callable
 
 
 def _remember(function: Callable) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool ends its workers by it
     global _function
     _function = function
 

@@ -73,6 +73,23 @@ run(main)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_pools_of_a_command_end(tmp_path):
+    """Workers are ended at any moment of their start, those that replace others, too."""
+    script = """
+from multiprocessing import get_context
+from posinv.bin.cli import run
+
+def main():
+    for _ in range(150):
+        with get_context("fork").Pool(3, maxtasksperchild=1) as pool:
+            pool.map(abs, range(4), 1)
+
+run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", script], timeout=120, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_atomic_folder_takes_the_place_of_an_empty_one_alone(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
