@@ -116,9 +116,7 @@ def test_bad_transcripts(an4, tmp_path, case):
 def test_unknown_word_and_missing_corpus(an4, tmp_path):
     path = an4 / "etc" / "an4_test.transcription"
     path.write_text(path.read_text().replace("ONE TWO (an0-tst1-b)", "ONE SIX (an0-tst1-b)"))
-    with pytest.raises(
-        InputError, match=r"utterance tst1-an0-b: 'SIX' \(\d+\) isn't in"
-    ):
+    with pytest.raises(InputError, match=r"utterance tst1-an0-b: 'SIX' \(\d+\) isn't in"):
         prepare(an4, tmp_path / "data")
     with pytest.raises(InputError, match="set AN4 to the folder"):
         prepare(tmp_path / "nowhere", tmp_path / "data")

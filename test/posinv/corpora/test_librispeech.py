@@ -126,9 +126,7 @@ def test_transcripts_and_audio_must_match(librispeech, tmp_path, nj):
 
 def test_an_unknown_word_is_told_with_its_utterance(librispeech, tmp_path):
     known = {word: said for word, said in LEXICON.items() if word != "HOUSE'S"}
-    with pytest.raises(
-        InputError, match=r"utterance 103-1240-0001: 'HOUSE'S' \(1\) isn't in"
-    ):
+    with pytest.raises(InputError, match=r"utterance 103-1240-0001: 'HOUSE'S' \(1\) isn't in"):
         prepare_all(librispeech, tmp_path / "data", lexicon=known)
 
 
