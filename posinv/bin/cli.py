@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from posinv.errors import InputError
@@ -28,6 +29,7 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(1)
 
 
+@cache
 def _exit_on_sigterm() -> None:
     """Leave by SystemExit, which cleans up, in this process; let SIGTERM end its forked workers."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
