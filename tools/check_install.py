@@ -66,7 +66,7 @@ def damage(found: metadata.Distribution) -> str | None:
 
 
 def packages() -> Iterator[str]:
-    """Yield a line for each installed package: name and version, origin, damage."""
+    """Yield one line for each installed package: name and version, source, and what is damaged."""
     for _, path, found in distributions():
         origin = found.read_text("direct_url.json") or ""
         broken = damage(found)

@@ -7,9 +7,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from posinv.bin.cli import command_parser, run
+from posinv.data.files import read_yaml
 from posinv.errors import InputError
 
 
@@ -91,7 +90,7 @@ def _flat(path: Path) -> dict[str, object]:
         entries = [walk(item, f"{prefix}.{key}".strip(".")) for key, item in value.items()]
         return {name: item for entry in entries for name, item in entry.items()}
 
-    return walk(yaml.safe_load(path.read_text(encoding="utf-8")), "")
+    return walk(read_yaml(path, "configuration"), "")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ training. The directory gets the files that enh_train writes: config.yaml and va
 import argparse
 from pathlib import Path
 
-import torch
 import yaml
 
 from posinv.bin.cli import command_parser, run
-from posinv.data.checkpoint import load_weights, read_checkpoint
-from posinv.data.files import atomic_file, write_atomic
+from posinv.data.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from posinv.data.files import write_atomic
 from posinv.espnet.separator import DemucsSeparator
 from posinv.espnet.tasks.enh import EnhancementTask, read_model
 from posinv.models.demucs import read_release
@@ -53,12 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     train_args, state = build(args.config, args.checkpoint, args.output_dir)
     write_atomic(args.output_dir / "config.yaml", yaml.safe_dump(vars(train_args), sort_keys=False))
-    # torch writes the name of a path into the file, but not that of a stream
-    with (
-        atomic_file(args.output_dir / "valid.loss.best.pth") as temporary,
-        temporary.open("wb") as file,
-    ):
-        torch.save(state, file)
+    write_checkpoint(state, args.output_dir / "valid.loss.best.pth")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result of preparing a corpus. ``str`` gives the lines that the command prints.
+    """What was written for a corpus. ``str()`` of it is the text that the command prints.
 
     Attributes:
         directories: the data directories written.

@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from posinv.data.files import atomic_file
 from posinv.errors import InputError
+
+_save = torch.save  # the trainer puts write_checkpoint in its place
 
 
 def read_checkpoint(path: Path | str, mmap: bool = False) -> object:
@@ -39,6 +42,13 @@ def read_checkpoint(path: Path | str, mmap: bool = False) -> object:
             f"{path}: not a checkpoint that torch can load ({type(error).__name__}): give the file "
             "that training saved"
         ) from error
+
+
+def write_checkpoint(state: object, path: Path) -> None:
+    """Write a file as ``torch.save`` does, atomically."""
+    # torch writes the name of a path into the file, but not that of a stream
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        _save(state, file)
 
 
 def load_weights(model: nn.Module, state: object, path: Path | str, of: str) -> None:

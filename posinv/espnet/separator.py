@@ -20,7 +20,7 @@ class DemucsSeparator(Demucs, AbsSeparator):
             :class:`~posinv.models.demucs.Demucs`.
 
     Raises:
-        InputError: an option out of range; a checkpoint that doesn't fit.
+        InputError: an option out of range; a checkpoint whose keys or shapes are not the model's.
     """
 
     def __init__(

@@ -3,14 +3,13 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.trainer import Trainer, TrainerOptions
 
-from posinv.data.files import atomic_file
+from posinv.data.checkpoint import write_checkpoint
 from posinv.errors import InputError
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
@@ -103,13 +102,7 @@ def _copy_loss(_model: torch.nn.Module, _args: tuple, output: tuple) -> tuple:
 def _atomic_save() -> Iterator[None]:
     """Make ESPnet's ``torch.save(object, path)`` atomic."""
     save = torch.save
-
-    def atomic_save(state: object, path: Path) -> None:
-        # torch writes the name of a path into the file, but not that of a stream
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            save(state, file)
-
-    torch.save = atomic_save  # type: ignore[assignment]  # ESPnet gives it nothing else
+    torch.save = write_checkpoint  # type: ignore[assignment]  # ESPnet gives it nothing else
     try:
         yield
     finally:

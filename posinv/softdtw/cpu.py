@@ -672,7 +672,7 @@ def _in_halves(
     band: int,
     pool: ThreadPoolExecutor,
 ) -> float:
-    """Do what _utterance does on two threads, this one and one of the pool's."""
+    """Compute the same as _utterance with two threads: the calling one, and one of the pool."""
 
     def both(work: Callable[[int], object]) -> tuple:
         other = pool.submit(work, 1)

@@ -60,7 +60,7 @@ def _kernels(capability: tuple[int, int], dtype: torch.dtype) -> dict:
 
 
 def machine_code(capability: tuple[int, int], dtype: torch.dtype) -> bytes:
-    """Compile kernel.cu for a compute capability, such as (9, 0), and a type of costs.
+    """Compile kernel.cu for one compute capability, for example (9, 0), and one dtype of the costs.
 
     Raises:
         RuntimeError: NVRTC does not compile it; its log is the message.
@@ -142,7 +142,7 @@ def align(
 
 
 class _Batch:
-    """A batch and its kernel launches. Strip s is the 32 rows from 32 s on."""
+    """The kernel launches for one batch. Strip number s holds rows 32 s to 32 s + 31."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tune a speech-enhancement model through a frozen SSL model (arXiv 2601.21084), and evaluate it by
-# phoneme recognition, speech recognition and signal measures. A recipe's run.sh calls this with its
-# choices; ./run.sh --help lists the options.
+# phoneme recognition, speech recognition and signal measures. Each recipe's run.sh starts this script
+# with its own options; ./run.sh --help lists all options.
 # shellcheck disable=SC2154  # opt assigns the options
 set -euo pipefail
 last_stage=9

@@ -1,4 +1,4 @@
-# Stages of a recipe: if begin_stage 1 "data"; then ...; end_stage; fi
+# Stages of a recipe. A stage is written like this: if begin_stage 1 "data"; then ...; end_stage; fi
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # stage, stop_stage, skip_stages, skip_train, skip_eval: options
 

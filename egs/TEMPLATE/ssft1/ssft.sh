@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tune an SSL model without labels, by aligning utterances with their perturbed copies (LASER,
 # arXiv 2406.09153), and evaluate it by phoneme recognition and speech recognition before and after.
-# A recipe's run.sh calls this with its choices; ./run.sh --help lists the options.
+# Each recipe's run.sh starts this script with its own options; ./run.sh --help lists all options.
 # shellcheck disable=SC2154  # opt assigns the options
 set -euo pipefail
 last_stage=7
