@@ -1,6 +1,7 @@
 """Say in what a training differs from the one that its folder was made by.
 
-Exit status 0: only the number of epochs has grown, so that the training can go on.
+Exit status 0: all values are equal, or only the number of epochs has grown, so that the training can
+go on.
 """
 
 import shlex
@@ -20,13 +21,15 @@ def main() -> None:
     args = parser.parse_args()
     found = differences(args.dir, (args.dir / "run.sh").read_text(), args.record)
     match found:
+        case []:
+            print(f"{args.dir}: comments or the order of options changed, no value: it goes on")
+            return
         case [("max_epoch", int(old), int(new))] if old < new:
             print(f"{args.dir}: max_epoch has grown to {new}: the training goes on")
             return
     lines = "; ".join(f"{name}: {old} there, {new} now" for name, old, new in found)
     raise InputError(
-        f"{args.dir} was made by another training: {lines or 'its command has another order'}: "
-        "remove it, or choose another --expdir"
+        f"{args.dir} was made by another training: {lines}: remove it, or choose another --expdir"
     )
 
 

@@ -10,13 +10,15 @@ import logging
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from posinv.bin.cli import command_parser, run
+from posinv.data.parallel import map_parallel
 from posinv.data.tables import write_table
 from posinv.errors import InputError
-from posinv.inference.enhancer import Enhancer, Existing, plan_enhancement
+from posinv.inference.enhancer import EnhanceJob, Enhancer, Existing, plan_enhancement
 
 
 def main() -> None:
@@ -29,6 +31,7 @@ def main() -> None:
     add("--out", type=Path, required=True, help="folder to write")
     add("--format", choices=("wav", "flac"), help="write this format instead of each file's own")
     add("--ngpu", type=int, default=0, choices=(0, 1), help="0: CPU, 1: GPU")
+    add("--nj", type=int, default=1, help="processes on a CPU, of one thread each if several")
     add("--segment", type=float, default=10.0, help="seconds of audio that the model gets at once")
     add(
         "--overlap",
@@ -41,12 +44,16 @@ def main() -> None:
     group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     group.add_argument("--skip_existing", action="store_true", help="keep existing outputs")
     args = parser.parse_args()
+    if args.nj > 1 and args.ngpu:
+        raise InputError(f"--nj {args.nj} --ngpu 1: one process uses a GPU: leave one of them out")
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
     existing: Existing = "keep" if args.skip_existing else "replace" if args.overwrite else "refuse"
     jobs, wrong = plan_enhancement(args.inputs, args.out, args.format, existing)
     kept = [job for job in jobs if job.exists]
     todo = [job for job in jobs if not job.exists]
     device = "cuda" if args.ngpu else "cpu"
+    if args.nj > 1:
+        torch.set_num_threads(1)  # also since torch's threads do not survive the fork
     enhancer = Enhancer(args.model, args.checkpoint, device, args.segment, args.overlap, args.dry)
     seconds = 0.0
     done = list(kept)
@@ -56,13 +63,22 @@ def main() -> None:
         logging_redirect_tqdm(),
         tqdm(total=total or None, desc="enhance", unit="s", unit_scale=True) as bar,
     ):
-        for job in todo:
+
+        def enhance(job: EnhanceJob) -> float | InputError:
+            progress = bar.update if args.nj == 1 else None
             try:
-                seconds += enhancer.enhance_file(job.source, job.destination, bar.update)
+                return enhancer.enhance_file(job.source, job.destination, progress)
             except InputError as error:
-                wrong[job.source] = str(error)
-            else:
-                done.append(job)
+                return error
+
+        for job, result in zip(todo, map_parallel(enhance, todo, args.nj), strict=True):
+            if isinstance(result, InputError):
+                wrong[job.source] = str(result)
+                continue
+            done.append(job)
+            seconds += result
+            if args.nj > 1:
+                bar.update(result)
     elapsed = time.perf_counter() - started
     index = {job.utterance: job.destination for job in done if job.utterance}
     if index:

@@ -19,7 +19,7 @@ def main() -> None:
     add(
         "--channel",
         type=int,
-        help="which channel of a Kaldi directory's recordings, 1 for the first, 0 for their mean",
+        help="which channel of stereo recordings and MultiCuts, 1 for the first, 0 for their mean",
     )
     add(
         "--max_overshoot",
@@ -30,12 +30,16 @@ def main() -> None:
     add("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
     lexicon = Lexicon.read(args.lexicon, args.g2p) if args.lexicon else None
-    options = {"lexicon": lexicon, "wav_root": args.wav_root, "nj": args.nj}
-    options["max_overshoot"] = args.max_overshoot
-    if args.src.is_dir():
-        made = import_kaldi(args.src, args.out, channel=args.channel, **options)
-    else:
-        made = import_cuts(args.src, args.out, **options)
+    import_data = import_kaldi if args.src.is_dir() else import_cuts
+    made = import_data(
+        args.src,
+        args.out,
+        lexicon=lexicon,
+        wav_root=args.wav_root,
+        channel=args.channel,
+        max_overshoot=args.max_overshoot,
+        nj=args.nj,
+    )
     print(made)
 
 

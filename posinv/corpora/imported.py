@@ -22,7 +22,8 @@ from posinv.data.tables import read_table
 from posinv.errors import InputError
 
 if TYPE_CHECKING:
-    from lhotse.cut import Cut, MonoCut
+    from lhotse import SupervisionSegment
+    from lhotse.cut import Cut, MonoCut, MultiCut
 
 # Segments often end a little after their recording, by rounding or by a frame of alignment.
 # Lhotse's import of Kaldi directories allows as much.
@@ -31,11 +32,15 @@ MAX_OVERSHOOT = 0.1  # seconds
 
 @dataclass(frozen=True)
 class _Piece:
-    """From ``start`` seconds of a recording to ``end``, infinite for the recording's."""
+    """From ``start`` seconds of a recording to ``end``, infinite for the recording's.
+
+    ``channel`` is the segment's own, 1 for the first.
+    """
 
     recording: str
     start: float
     end: float
+    channel: int | None = None
 
 
 def import_kaldi(
@@ -51,15 +56,18 @@ def import_kaldi(
     """Make a data directory of a Kaldi directory.
 
     It has ``wav.scp`` (files, archives, commands), ``text``, ``utt2spk``, and may have ``segments``
-    (times in seconds, an end of -1 for the recording's end), ``spk1.scp`` and ``phn``.
+    (times in seconds, an end of -1 for the recording's end, perhaps a channel from 0),
+    ``reco2file_and_channel`` (channels as letters from A, or numbers from 1), ``spk1.scp`` and
+    ``phn``.
 
     Args:
         src: the Kaldi directory.
         out: the data directory, written atomically; an earlier one is replaced.
         lexicon: makes ``phn`` if the Kaldi directory has none.
         wav_root: where the relative paths of ``wav.scp`` and ``spk1.scp`` start, and commands.
-        channel: which of the recordings' channels, 1 for the first, 0 for their mean. It is
-            written as FLAC. Without it, recordings of several channels are refused.
+        channel: which of the recordings' channels, 1 for the first, 0 for their mean, where the
+            Kaldi directory doesn't say. It is written as FLAC. Without either, recordings of
+            several channels are refused.
         max_overshoot: seconds by which a segment may end after its recording. It is cut at the
             recording's end, and counted in the notes.
         nj: number of processes.
@@ -76,8 +84,11 @@ def import_kaldi(
     if (src / "spk1.scp").exists():
         audio["spk1"] = _rooted(read_table(src / "spk1.scp"), wav_root)
     text, utt2spk = (read_table(src / name) for name in ("text", "utt2spk"))
-    segments = _read_segments(src / "segments") if (src / "segments").exists() else None
-    if channel is not None and segments is None:
+    channels = _read_channels(src / "reco2file_and_channel")
+    segments = None
+    if (src / "segments").exists():
+        segments = _read_segments(src / "segments")
+    elif channel is not None or channels:
         segments = {utt: _Piece(utt, 0, math.inf) for utt in audio["wav"]}
     utts = segments or audio["wav"]
     shortened = 0
@@ -105,8 +116,9 @@ def import_kaldi(
                 suffix = "" if kind == "wav" else f".{kind}"
                 files = {fresh / "audio" / f"{names[u]}{suffix}.flac": u for u in pieces}
                 chosen = {file: pieces[utt] for file, utt in files.items()}
-                where = src / "segments"
-                return _cut_out(audio[kind][recording], chosen, where, channel, max_overshoot)
+                entry, where = audio[kind][recording], src / "segments"
+                channels_given = (channels.get(recording), channel)
+                return _cut_out(entry, chosen, where, *channels_given, max_overshoot)
 
             shortened = sum(map_parallel(cut, jobs, nj))
             wav = {utt: str(out / "audio" / f"{names[utt]}.flac") for utt in segments}
@@ -124,25 +136,28 @@ def import_cuts(
     *,
     lexicon: Lexicon | None = None,
     wav_root: Path | str = ".",
+    channel: int | None = None,
     max_overshoot: float = MAX_OVERSHOOT,
     nj: int = 1,
 ) -> Prepared:
     """Make a data directory of Lhotse's cuts (``cuts.jsonl.gz``): one utterance a supervision.
 
-    Cuts are of one channel (``MonoCut``); their lazy operations (speed, volume, another sampling
-    rate) are applied. A supervision without a speaker gets one of its own, named as the utterance.
+    Their lazy operations (speed, volume, another sampling rate) are applied. A supervision without
+    a speaker gets one of its own, named as the utterance.
 
     Args:
         src: the manifest, read line by line.
         out: as :func:`import_kaldi`.
         lexicon: makes ``phn``.
         wav_root: where the relative paths of recordings start.
+        channel: which channel of a ``MultiCut``, 1 for the first, 0 for their mean. Without it,
+            they are refused. A ``MonoCut`` has its own.
         max_overshoot: as :func:`import_kaldi`, of a supervision and its cut.
         nj: number of processes.
 
     Raises:
-        InputError: no lhotse; no cuts, or others than ``MonoCut``; a cut without supervisions; a
-            supervision without text or beyond its cut, or whose id is there twice; no lexicon, or
+        InputError: no lhotse; no cuts, or others than ``MonoCut`` and ``MultiCut``; a channel that
+            a ``MultiCut`` hasn't; a cut without supervisions; a supervision without text or beyond its cut, or whose id is there twice; no lexicon, or
             a word that it lacks; audio that can't be read.
     """
     src, out = Path(src), Path(out)
@@ -151,7 +166,7 @@ def import_cuts(
     text: dict[str, str] = {}
     utt2spk: dict[str, str] = {}
     for cut in _read_cuts(src):
-        for supervision in _supervisions(cut, src, max_overshoot):
+        for supervision in _supervisions(cut, src, channel, max_overshoot):
             utt = supervision.id
             if utt in text:
                 raise InputError(f"{src}: supervision {utt} is there twice: rename one")
@@ -166,10 +181,10 @@ def import_cuts(
     with atomic_folder(out, replaces="wav.scp") as fresh:
         (fresh / "audio").mkdir()
 
-        def save(cut: "MonoCut") -> int:
+        def save(cut: "MonoCut | MultiCut") -> int:
             cut = cut.with_recording_path_prefix(wav_root)
             shortened = 0
-            for supervision in _supervisions(cut, src, max_overshoot):
+            for supervision in _supervisions(cut, src, channel, max_overshoot):
                 shortened += supervision.end > cut.duration + 1 / cut.sampling_rate
                 path = fresh / "audio" / f"{names[supervision.id]}.flac"
                 piece = cut.truncate(
@@ -182,7 +197,8 @@ def import_cuts(
                     raise InputError(
                         f"{src}: cut {cut.id}: its audio can't be read ({error}): mend the manifest"
                     ) from error
-                write_audio(path, x[0], cut.sampling_rate)
+                x = x[channel - 1] if channel and len(x) > 1 else x.mean(0)
+                write_audio(path, x, cut.sampling_rate)
             return shortened
 
         shortened = sum(map_parallel(save, _read_cuts(src), nj))
@@ -200,16 +216,33 @@ def _rooted(table: dict[str, str], root: Path | str) -> dict[str, str]:
     }
 
 
+def _read_channels(path: Path) -> dict[str, int]:
+    """Channels of recordings, from 1."""
+    channels = {}
+    for recording, line in read_table(path).items() if path.exists() else ():
+        name = line.split()[-1]
+        if name.isdecimal():
+            channels[recording] = int(name)
+        elif len(name) == 1 and "A" <= name <= "Z":
+            channels[recording] = ord(name) - ord("A") + 1
+        else:
+            raise InputError(f"{path}: {recording}: channel {name}: must be A, B, ... or 1, 2, ...")
+    return channels
+
+
 def _read_segments(path: Path) -> dict[str, _Piece]:
     pieces = {}
     for utt, line in read_table(path).items():
         try:
-            recording, start, end = line.split()
-            piece = _Piece(recording, float(start), math.inf if float(end) < 0 else float(end))
+            recording, start, end, *rest = line.split()
+            channels: list[int | None] = [int(number) + 1 for number in rest] or [None]
+            [channel] = channels
+            end_s = math.inf if float(end) < 0 else float(end)
+            piece = _Piece(recording, float(start), end_s, channel)
         except ValueError:
             raise InputError(
-                f"{path}: utterance {utt}: '{line}' must be a recording and two times in seconds "
-                "(for one of several channels, make it a recording of its own in wav.scp)"
+                f"{path}: utterance {utt}: '{line}' must be a recording and two times in seconds, "
+                "perhaps followed by a channel's number from 0"
             ) from None
         if not 0 <= piece.start < piece.end:
             raise InputError(f"{path}: utterance {utt}: from {start} to {end} s: correct the times")
@@ -235,12 +268,15 @@ def _cut_out(
     entry: str,
     pieces: dict[Path, _Piece],
     segments: Path,
+    recorded_channel: int | None,
     channel: int | None,
     max_overshoot: float,
 ) -> int:
     """Write the pieces of a recording; returns how many of them end after it."""
     recording = open_recording(entry)
     rate, samples = recording.sampling_rate, recording.num_samples
+    if recording.channels == 1:
+        recorded_channel = None  # a command of wav.scp has taken it out, as Kaldi's recipes do
     shortened = 0
     for path, piece in pieces.items():
         start = round(piece.start * rate)
@@ -252,7 +288,8 @@ def _cut_out(
                 "the segment, remove it, or allow more (--max_overshoot SECONDS)"
             )
         shortened += stop > samples
-        write_audio(path, recording.read(start, min(stop, samples), channel), rate)
+        chosen = piece.channel or recorded_channel or channel
+        write_audio(path, recording.read(start, min(stop, samples), chosen), rate)
     return shortened
 
 
@@ -271,7 +308,9 @@ def _read_cuts(src: Path) -> Iterator["Cut"]:
         ) from error
 
 
-def _supervisions(cut: "Cut", src: Path, max_overshoot: float) -> Sequence:
+def _supervisions(
+    cut: "Cut", src: Path, channel: int | None, max_overshoot: float
+) -> Sequence["SupervisionSegment"]:
     from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 
     if isinstance(cut, Recording | SupervisionSegment):
@@ -280,13 +319,24 @@ def _supervisions(cut: "Cut", src: Path, max_overshoot: float) -> Sequence:
             "supervisions: lhotse cut simple -r recordings.jsonl.gz -s supervisions.jsonl.gz "
             "cuts.jsonl.gz"
         )
-    if not isinstance(cut, MonoCut):
-        how = "save the cuts' audio and take cuts of that"
-        if isinstance(cut, MultiCut):
-            how = "take the cuts of one channel: cuts.trim_to_supervisions(keep_all_channels=False)"
+    if not isinstance(cut, MonoCut | MultiCut):
         raise InputError(
-            f"{src}: {type(cut).__name__} {getattr(cut, 'id', '')}: only MonoCut is read: {how}"
+            f"{src}: {type(cut).__name__} {getattr(cut, 'id', '')}: only MonoCut and MultiCut are "
+            "read: save the cuts' audio and take cuts of that"
         )
+    if isinstance(cut, MultiCut):
+        channels = len(cut.channel) if isinstance(cut.channel, list) else 1
+        if channel is None:
+            raise InputError(
+                f"{src}: MultiCut {cut.id}: {channels} channels, one wanted: choose it (--channel "
+                "N, 0 for their mean), or take each supervision's own: "
+                "cuts.trim_to_supervisions(keep_all_channels=False)"
+            )
+        if not 0 <= channel <= channels:
+            raise InputError(
+                f"{src}: MultiCut {cut.id}: no channel {channel}: it has {channels} (0 is their "
+                "mean)"
+            )
     if not cut.supervisions or not cut.has_recording:
         what = "recording" if cut.supervisions else "supervision"
         raise InputError(f"{src}: cut {cut.id}: no {what}: leave it out of the cuts")

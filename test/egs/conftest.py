@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import signal
@@ -81,6 +82,17 @@ def ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fork_server(tmp_path_factory, ctrl_c):
+    """The folder of a fork server, which all recipes of the session use."""
+    folder = tmp_path_factory.mktemp("server")
+    server = [sys.executable, SCRIPTS / "fork_server.py", "start", folder, str(os.getpid())]
+    subprocess.run(server, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POSINV_FORK_SERVER", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")

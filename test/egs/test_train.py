@@ -71,6 +71,13 @@ def test_more_epochs_go_on(train):
     assert "finished already" in train("--conf", "max_epoch: 3").stdout
 
 
+def test_comments_do_not_make_another_training(train):
+    assert train().returncode == 0
+    again = train("--conf", "max_epoch: 2  # as before")
+    assert again.returncode == 0, again.stderr
+    assert "exp/x: comments or the order of options changed, no value: it goes on" in again.stdout
+
+
 def test_results_of_changed_inputs_are_refused(bash):
     script = """
     for file in options records; do . "$scripts/$file.sh"; done

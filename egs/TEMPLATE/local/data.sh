@@ -23,7 +23,7 @@ opt test "" "test set"
 opt lexicon "" "pronunciation lexicon, for sets without phn"
 opt g2p false "predict the (English) words that it lacks (true), or refuse them (false)" one_of true false
 opt wav_root . "where relative paths of audio start"
-opt channel "" "channel of Kaldi's recordings, 1 for the first, 0 for their mean; empty: they have one"
+opt channel "" "channel of stereo recordings and MultiCuts, 1 for the first, 0 for their mean; empty: they have one"
 parse_options "$@"
 . ./path.sh
 

@@ -20,6 +20,20 @@ use_threads() {
 }
 use_threads 1
 
+# use_fork_server: let python3 stand for forks of one process that has imported torch and ESPnet, until
+# this script ends. fork_server.py tells why. $POSINV_FORK_SERVER is the folder of one that runs.
+use_fork_server() {
+    if [ "$cmd_backend" != local ] || [ "$ngpu" -gt 0 ] || [ "$inference_gpu" -gt 0 ] \
+        || [ "$stage" -ge "$last_stage" ]; then
+        return
+    fi
+    if [ -z "${POSINV_FORK_SERVER:-}" ]; then
+        POSINV_FORK_SERVER=$(mktemp -d)
+        python3 scripts/fork_server.py start "$POSINV_FORK_SERVER" $$
+    fi
+    PATH=$POSINV_FORK_SERVER/bin:$PATH
+}
+
 # ------------------------------------------------------------------------------ side by side
 # queue FUNCTION [ARG ...]: run FUNCTION in the background, at most --train_nj at once. wait_jobs
 # waits for all of them, and fails if one failed.

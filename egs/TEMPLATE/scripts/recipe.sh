@@ -90,4 +90,5 @@ start_recipe() {
         true) inference_gpu=1 ;;
         false) inference_gpu=0 ;;
     esac
+    use_fork_server
 }

@@ -147,6 +147,33 @@ def test_a_channel_of_stereo_recordings(kaldi, tmp_path, with_segments):
         import_kaldi(src, out, channel=3, **options)
 
 
+def test_channels_that_a_kaldi_directory_names(kaldi, tmp_path):
+    src, x = kaldi
+    root, out = src.parents[1], tmp_path / "out"
+    soundfile.write(root / "both.wav", np.stack([x[2], x[2][::-1]], 1), 16000)
+    write_table(src / "wav.scp", {"rec0": "rec0.flac", "rec1": "both.wav", "rec2": "both.wav"})
+    channels = src / "reco2file_and_channel"
+    channels.write_text("rec0 rec0 B\nrec1 both B\nrec2 both A\n")
+
+    def imported(**options):
+        import_kaldi(src, out, lexicon=LEXICON, wav_root=root, **options)
+        return samples(DataDir.read(out).wav["bob-b"])
+
+    assert np.array_equal(imported(), x[2])
+    assert np.array_equal(samples(DataDir.read(out).wav["ann-a"]), x[0][:8000])
+    edit(src / "segments", "rec2 0 2", "rec2 0 2 1")
+    assert np.array_equal(imported(), x[2][::-1])
+    (src / "segments").unlink()
+    write_table(src / "wav.scp", dict.fromkeys(read_table(src / "text"), "both.wav"))
+    channels.write_text("ann-a both A\nbob-b both 2\n")
+    assert np.array_equal(imported(channel=1), x[2][::-1])
+    with pytest.raises(InputError, match=r"both.wav: 2 channels, .*--channel N"):
+        imported()
+    channels.write_text("bob-b both left\n")
+    with pytest.raises(InputError, match=r"bob-b: channel left: must be A, B, .*or 1, 2"):
+        imported()
+
+
 def test_other_rates_are_kept(kaldi, tmp_path):
     src, x = kaldi
     soundfile.write(src.parents[1] / "rec0.flac", x[0], 8000)
@@ -175,7 +202,8 @@ BAD = {
     "backwards": ("segments", "1.25 -1", "1.25 0.5", "ann-b: from 1.25 to 0.5 s: correct"),
     "negative": ("segments", "0.0 0.5", "-0.5 0.5", "ann-a: from -0.5"),
     "nan": ("segments", "0.0 0.5", "0.0 nan", "ann-a: from 0.0 to nan"),
-    "channel": ("segments", "rec2 0 2", "rec2 0 2 1", "bob-b: 'rec2 0 2 1' must be a recording"),
+    "channel": ("segments", "rec2 0 2", "rec2 0 2 1", "rec2.wav.*: no channel 2: it has 1"),
+    "not a channel": ("segments", "rec2 0 2", "rec2 0 2 A", "bob-b: 'rec2 0 2 A' must be a record"),
     "no recording": ("segments", "rec2 0", "rec9 0", "bob-b: no recording rec9"),
     "no transcript": ("text", "bob-b TWO\n", "", "no transcript for utterance bob-b"),
     "word": ("text", "ann-b two", "ann-b six", "utterance ann-b: 'SIX'"),
@@ -299,6 +327,27 @@ def test_supervisions_a_little_after_their_cut_and_relative_paths(cuts, tmp_path
     assert f"{tmp_path / 'out'}: 1 cut at their recording's end, before their own" in str(made)
 
 
+def test_a_channel_of_cuts_of_several(cuts, tmp_path):
+    import lhotse
+
+    (c1, _, c3), x = cuts
+    supervisions = [c3.supervisions[0]]
+    both = lhotse.MultiCut("both", 0.0, 2.0, [0, 1], supervisions, recording=c3.recording)
+    path = save([c1, both], tmp_path / "cuts.jsonl.gz")
+    stereo = np.stack(x[1:])
+    for channel, expected in ((1, x[1]), (2, x[2]), (0, stereo.mean(0))):
+        import_cuts(path, tmp_path / "out", lexicon=LEXICON, channel=channel)
+        data = DataDir.read(tmp_path / "out")
+        assert np.abs(samples(data.wav["x"]) - expected).max() <= (0 if channel else 1)
+        assert np.array_equal(samples(data.wav["ann-1"]), x[0][8000:14400])
+    for channel, message in (
+        (None, "MultiCut both: 2 channels, one wanted: .*--channel N"),
+        (3, "MultiCut both: no channel 3: it has 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            import_cuts(path, tmp_path / "out", lexicon=LEXICON, channel=channel)
+
+
 def test_manifests_that_are_not_of_cuts(cuts, tmp_path):
     import lhotse
 
@@ -330,7 +379,7 @@ def test_bad_cuts(cuts, tmp_path, monkeypatch):
         assert not (tmp_path / "out").exists()
 
     refused([c1, c1.with_id("again")], "supervision ann-1 is there twice")
-    refused([c1.mix(c2)], "MixedCut .*: only MonoCut is read")
+    refused([c1.mix(c2)], "MixedCut .*: only MonoCut and MultiCut are read")
     refused([MonoCut("c", 0, 1, 0, recording=c1.recording)], "cut c: no supervision")
     refused([c3.truncate(duration=1.0)], "supervision x: from 0 to 2 s of a cut of 1 s")
     refused(

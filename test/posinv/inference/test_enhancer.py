@@ -504,6 +504,25 @@ def test_command(inputs, monkeypatch, capsys, model_dir, caplog):
     assert soundfile.info(out / "flac" / "u1.flac").subtype == "PCM_24"
 
 
+def test_several_processes_write_what_one_does(inputs, monkeypatch, capsys, model_dir):
+    outs = [inputs / f"nj{nj}" for nj in (1, 2)]
+    write_table(inputs / "bad.scp", {**read_table(inputs / "wav.scp"), "u4": "cat none |"})
+    for nj, out in enumerate(outs, start=1):
+        arguments = (inputs / "my recordings", inputs / "bad.scp", "--out", out, "--nj", nj)
+        with pytest.raises(SystemExit):
+            command(monkeypatch, model_dir, *arguments)
+        told = capsys.readouterr()
+        assert f"{out}: 6 files, " in told.out and "1 of 7 files were not" in told.err
+    assert files(outs[0]) == files(outs[1])
+    for name in files(outs[0]):
+        if name != "wav.scp":
+            wave, other = (soundfile.read(out / name)[0] for out in outs)
+            np.testing.assert_allclose(wave, other, rtol=0, atol=2**-14)
+    with pytest.raises(SystemExit):
+        command(monkeypatch, model_dir, *arguments, "--ngpu", 1)
+    assert "--nj 2 --ngpu 1: one process uses a GPU" in capsys.readouterr().err
+
+
 def test_bad_files_do_not_end_a_run(inputs, monkeypatch, capsys, model_dir):
     folder, out = inputs / "my recordings", inputs / "out"
     (folder / "bad.wav").write_text("x")
