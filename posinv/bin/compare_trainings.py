@@ -1,7 +1,6 @@
 """Say in what a training differs from the one that its folder was made by.
 
-Exit status 0: all values are equal, or only the number of epochs has grown, so that the training can
-go on.
+Exit status 0: no value differs, or only the number of epochs has grown: the training can go on.
 """
 
 import shlex

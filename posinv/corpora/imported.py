@@ -157,7 +157,8 @@ def import_cuts(
 
     Raises:
         InputError: no lhotse; no cuts, or others than ``MonoCut`` and ``MultiCut``; a channel that
-            a ``MultiCut`` hasn't; a cut without supervisions; a supervision without text or beyond its cut, or whose id is there twice; no lexicon, or
+            a ``MultiCut`` hasn't; a cut without supervisions; a supervision without text or beyond
+            its cut, or whose id is there twice; no lexicon, or
             a word that it lacks; audio that can't be read.
     """
     src, out = Path(src), Path(out)
