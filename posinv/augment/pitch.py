@@ -7,6 +7,7 @@ from itertools import count
 
 import torch
 import torch.nn.functional as F
+import torchaudio
 
 from posinv.augment.draws import random_state
 from posinv.augment.speed import resample
@@ -24,15 +25,18 @@ class PitchShift:
 
     Args:
         semitones: shifts, each in [-12, 12]; 0 leaves the utterance as it is.
+        phase_locking: False for a phase vocoder without it, that of torchaudio's ``pitch_shift``
+            (windows of 512 samples), with which LASER's authors trained.
 
     Raises:
         InputError: no shifts, or one outside the range.
     """
 
-    def __init__(self, semitones: Sequence[float]) -> None:
+    def __init__(self, semitones: Sequence[float], phase_locking: bool = True) -> None:
         if not semitones or not all(-12 <= shift <= 12 for shift in semitones):
             raise InputError(f"semitones must be one or more numbers in [-12, 12]: {semitones}")
         self.ratios = [_frequency_ratio(shift) for shift in semitones]
+        self.phase_locking = phase_locking
 
     def __call__(
         self, waves: torch.Tensor, lengths: torch.Tensor, keys: Sequence[str]
@@ -45,7 +49,12 @@ class PitchShift:
         drawn = [random_state(key, "pitch").choice(self.ratios) for key in keys]
         out = zero_beyond(waves, lengths)
         for ratio in set(drawn) - {1}:
-            rows = index_tensor([b for b, r in enumerate(drawn) if r == ratio], out.device)
+            chosen_rows = [b for b, r in enumerate(drawn) if r == ratio]
+            if not self.phase_locking:
+                for b in chosen_rows:
+                    out[b, : lengths[b]] = _shift_as_torchaudio(out[b, : lengths[b]], ratio)
+                continue
+            rows = index_tensor(chosen_rows, out.device)
             # Windows at the edges spread the signal into these zeros in front and behind.
             chosen = F.pad(out.index_select(0, rows).double(), (_WINDOW, _WINDOW))
             shifted = resample(_stretch(chosen, ratio), ratio)[:, _WINDOW:]
@@ -54,6 +63,24 @@ class PitchShift:
 
 
 _WINDOW, _HOP = 1024, 256  # samples
+
+
+def _shift_as_torchaudio(wave: torch.Tensor, ratio: Fraction) -> torch.Tensor:
+    # torchaudio.functional.pitch_shift (T,) -> (T,), but for the resampling: that of torchaudio
+    # takes 1 GB of filters for two semitones, since it does not round the ratio of the frequencies.
+    window, hop = torch.hann_window(512, device=wave.device), 128
+    if wave.numel() <= 256:
+        raise InputError(
+            f"pitch shift without phase locking: an utterance of {wave.numel()} samples, of more "
+            "than 256 that its window needs; leave it out"
+        )
+    spectrum = torch.stft(wave, 512, hop, window=window, return_complex=True)
+    advance = torch.linspace(0, math.pi * hop, 257, device=wave.device)[:, None]
+    stretched = torchaudio.functional.phase_vocoder(spectrum, float(1 / ratio), advance)
+    length = round(wave.numel() * ratio)
+    stretched = torch.istft(stretched, 512, hop, window=window, length=length)
+    shifted = resample(stretched[None], ratio)[0, : wave.numel()].to(wave.dtype)
+    return F.pad(shifted, (0, wave.numel() - shifted.numel()))
 
 
 def _frequency_ratio(semitones: float) -> Fraction:

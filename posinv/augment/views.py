@@ -23,6 +23,7 @@ class Perturbation:
     Args:
         speed: factors of :class:`SpeedPerturb`.
         semitones: shifts of :class:`PitchShift`.
+        phase_locking: an option of :class:`PitchShift`.
         pad: least and greatest share of :class:`ZeroPad`.
         noise_scp: noise recordings of :class:`AddNoise`, at 16 kHz.
         snrs: SNRs of :class:`AddNoise`, in dB.
@@ -44,6 +45,7 @@ class Perturbation:
         noise_scp: Path | str | None = None,
         snrs: Sequence[float] = (),
         hop: int = 320,
+        phase_locking: bool = True,
     ) -> None:
         if pad is not None and len(pad) != 2:
             raise InputError(f"pad must be two numbers, low and high: {pad}")
@@ -58,7 +60,7 @@ class Perturbation:
             self.steps.append(perturb)
             self.keeps_length &= set(perturb.factors) == {1}
         if semitones:
-            self.steps.append(PitchShift(semitones))
+            self.steps.append(PitchShift(semitones, phase_locking))
         if pad is not None:
             low, high = pad
             self.steps.append(ZeroPad(low, high, hop))

@@ -18,24 +18,35 @@ from posinv.softdtw.distance import SquaredSelfDistance, mean_frame, valid_featu
 from posinv.softdtw.loss import Cost, SoftDTWLoss
 
 
-def ssl_mse(x: Tensor, y: Tensor, lengths: Lengths | None = None) -> Tensor:
-    r"""Mean over frames of the squared distance, :math:`\frac1n \sum_i \|x_i - y_i\|^2`.
+def ssl_mse(
+    x: Tensor, y: Tensor, lengths: Lengths | None = None, reduction: str = "mean"
+) -> Tensor:
+    r"""Squared distance, mean over frames :math:`\frac1n \sum_i \|x_i - y_i\|^2`, or their sum.
 
-    The plain criterion of arXiv 2601.21084.
+    The mean is the plain criterion of arXiv 2601.21084. The sum is the MSE of NR-SSFT.
 
     Args:
         x: (B, F, D) features of one signal.
         y: (B, F, D) features of the other.
         lengths: (B,) frames of both.
+        reduction: ``mean`` or ``sum`` over frames.
 
     Returns:
         (B,).
 
     Raises:
-        InputError: shapes or lengths that do not fit.
+        InputError: another reduction, or shapes or lengths that do not fit.
     """
+    check_mse("ssl_mse", reduction)
     x, y, lengths = _pair("ssl_mse", x, y, lengths)
-    return (x - y).square().sum(dim=(1, 2)) / on_device(lengths, x.shape[1], x.device)
+    total = (x - y).square().sum(dim=(1, 2))
+    return total if reduction == "sum" else total / on_device(lengths, x.shape[1], x.device)
+
+
+def check_mse(name: str, reduction: str) -> None:
+    """Raise InputError unless the option of :func:`ssl_mse` is one of those it has."""
+    if reduction not in ("mean", "sum"):
+        raise InputError(f"{name}: reduction must be mean or sum: {reduction!r}")
 
 
 def ssl_mse_pad(padded: Tensor, y: Tensor, hops: Lengths, lengths: Lengths | None = None) -> Tensor:

@@ -8,11 +8,20 @@ from posinv.softdtw.loss import Cost, SoftDTWLoss
 
 
 class SSLMSE(nn.Module):
-    """:func:`~posinv.losses.functional.ssl_mse`."""
+    """:func:`~posinv.losses.functional.ssl_mse`, which describes the option.
+
+    Raises:
+        InputError: another reduction than ``mean`` or ``sum``.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        functional.check_mse("SSLMSE", reduction)
+        self.reduction = reduction
 
     def forward(self, x: Tensor, y: Tensor, lengths: Lengths | None = None) -> Tensor:
         """Return the loss ``(B,)`` of ``x`` and ``y``, ``(B, F, D)`` each."""
-        return functional.ssl_mse(x, y, lengths)
+        return functional.ssl_mse(x, y, lengths, self.reduction)
 
 
 class SSLMSEPad(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from posinv.errors import InputError
 from posinv.lengths import Lengths
 from posinv.ssl import load
 from posinv.ssl.exact import extract
@@ -23,7 +24,7 @@ class SSLUpstream(nn.Module):
 
     Parameters are frozen unless their names match ``trainable``, see
     :func:`~posinv.ssl.load.set_trainable`. Modules without trainable parameters stay in eval mode,
-    also after ``train()``. The model itself is :attr:`model`.
+    also after ``train()``, unless ``dropout`` is ``all``. The model itself is :attr:`model`.
 
     Args:
         name_or_path: A local folder or a Hugging Face hub name.
@@ -33,9 +34,12 @@ class SSLUpstream(nn.Module):
             ``encoder.layers.10.*``.
         normalize: Bring each utterance to zero mean and unit variance. None: what the model's
             ``preprocessor_config.json`` says in ``do_normalize``, False where there is none.
+        dropout: Where ``train()`` turns dropout on: ``trained``, in modules with trainable
+            parameters; ``all``, in all modules, as S3PRL does.
 
     Raises:
-        InputError: The model cannot be loaded, or a pattern matches no parameter.
+        InputError: The model cannot be loaded, a pattern matches no parameter, or another
+            ``dropout``.
     """
 
     def __init__(
@@ -44,8 +48,12 @@ class SSLUpstream(nn.Module):
         random_init: bool = False,
         trainable: Sequence[str] = (),
         normalize: bool | None = None,
+        dropout: str = "trained",
     ):
         super().__init__()
+        if dropout not in ("trained", "all"):
+            raise InputError(f"dropout must be trained or all: {dropout!r}")
+        self.dropout = dropout
         config = load.load_config(name_or_path)
         self.model = load.load_model(name_or_path, config, random_init)
         self.normalize = load.reads_normalized(name_or_path) if normalize is None else normalize
@@ -87,9 +95,9 @@ class SSLUpstream(nn.Module):
         return load.check_layer(self.config, layer)
 
     def train(self, mode: bool = True) -> "SSLUpstream":
-        """Set the training mode of modules with trainable parameters; others stay in eval mode."""
-        super().train(False)
-        if mode:
+        """Set the training mode of the modules that ``dropout`` names; others stay in eval mode."""
+        super().train(mode and self.dropout == "all")
+        if mode and self.dropout == "trained":
             load.train_where_trainable(self.model)
         return self
 

@@ -21,7 +21,7 @@ exec ./ssft.sh \
     --recorded_noise only \
     --test_snrs "20 10 5" \
     --asr_token_type char \
-    --pr_lrs "1e-3 5e-4 1e-4" \
+    --pr_lrs "1e-2 1e-3 5e-4 1e-4" \
     --asr_lrs "1e-4" \
     --train_nj 1 \
     "$@"

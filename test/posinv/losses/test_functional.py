@@ -146,6 +146,10 @@ def test_mse_by_hand(pair):
         sum(((x[b, i] - y[b, i]) ** 2).sum() for i in range(n)) / n for b, n in enumerate(LENGTHS)
     ]
     torch.testing.assert_close(ssl_mse(x, y, LENGTHS), torch.stack(expected))
+    total = torch.stack(expected) * torch.tensor(LENGTHS)
+    torch.testing.assert_close(ssl_mse(x, y, LENGTHS, "sum"), total)
+    with pytest.raises(InputError, match="reduction must be mean or sum: 'max'"):
+        SSLMSE("max")
 
 
 def test_padded_mse_shifts_back(pair):
@@ -300,6 +304,7 @@ def test_modules_are_the_functions(pair):
     x, y = pair
     for module, expected in (
         (SSLMSE()(x, y, LENGTHS), ssl_mse(x, y, LENGTHS)),
+        (SSLMSE("sum")(x, y, LENGTHS), ssl_mse(x, y, LENGTHS, "sum")),
         (SSLMSEPad()(x, y, [0, 0, 0], LENGTHS), ssl_mse(x, y, LENGTHS)),
         (SSLSoftDTW(gamma=1.0)(x, y, LENGTHS, LENGTHS), ssl_softdtw(x, y, LENGTHS, LENGTHS, 1.0)),
         (SSLXCorr(2, 0.3)(x, y, LENGTHS), ssl_xcorr(x, y, LENGTHS, 2, 0.3)),

@@ -1,12 +1,15 @@
 import copy
+import math
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import torch.nn.functional as F
 import yaml
 from espnet2.tasks.abs_task import scheduler_classes
+from tiny_ssl import TINY_SSL
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, HubertConfig, WavLMConfig
 
@@ -52,7 +55,10 @@ def test_pair_losses_are_those_of_posinv_losses(tiny_ssl, loss):
     x, y = torch.randn(2, 2, 6, 5)
     frames = torch.tensor([6, 3])
     alignment, regulariser = model.pair_losses(x, y, frames, frames)
-    expected = {"soft_dtw": SoftDTWLoss(0.3)(x, y, frames, frames), "mse": ssl_mse(x, y, frames)}
+    expected = {
+        "soft_dtw": SoftDTWLoss(0.3)(x, y, frames, frames),
+        "mse": ssl_mse(x, y, frames, "sum"),
+    }
     assert torch.equal(alignment, expected[loss])
     idm = contrastive_idm(x, frames, 1.1, 2) + contrastive_idm(y, frames, 1.1, 2)
     assert torch.equal(regulariser, idm)
@@ -215,6 +221,65 @@ def test_frozen_layers_build_no_graph_and_have_no_dropout(laser):
     assert not encoder.dropout.training
 
 
+def test_trained_parameters_by_name(tiny_ssl):
+    patterns = ["encoder.layers.2.*", "encoder.layer_norm.*"]
+    model = SSFTModel(tiny_ssl, **LASER, trainable=patterns).train()
+    model(*speech(4000, 3000))[0].backward()
+    trained = {name.removeprefix("upstream.model.") for name in gradients(model)}
+    norm = {"encoder.layer_norm.weight", "encoder.layer_norm.bias"}
+    assert norm < trained and {name.split(".")[2] for name in trained if "layers" in name} == {"2"}
+    assert not {name for name in trained if not name.startswith(("encoder.", "projection."))}
+
+
+def test_dropout_in_all_modules(tiny_ssl):
+    model = SSFTModel(tiny_ssl, **LASER, dropout="all")
+    assert all(module.training for module in model.train().modules())
+    assert not any(module.training for module in model.eval().modules())
+
+
+def test_frozen_reference(tiny_ssl):
+    """SCORE: the second view goes through the SSL model as it was."""
+    torch.manual_seed(1)
+    conf = {"reference": "frozen", "normalize_length": True, "projection_hidden": 16}
+    model = SSFTModel(tiny_ssl, views=VIEWS, **conf)
+    assert not [name for name in model.state_dict() if name.startswith("reference")]
+    waves, lengths, names = speech(6000, 4000)
+    with torch.no_grad():  # as if it had been trained
+        for parameter in model.upstream.model.encoder.layers[-1].parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+
+    def expected(swap):
+        view, view_lengths = model.perturb(waves, lengths, names)
+        original, losses = AutoModel.from_pretrained(tiny_ssl).eval(), []
+        for b in range(2):
+            pair = [waves[b, : lengths[b]], view[b, : view_lengths[b]]]
+            x, y = pair[::-1] if swap[b] else pair
+            x = model.features(x[None], x.new_tensor([len(x)]).long())[0]
+            y = original(y[None]).last_hidden_state.detach()
+            one, _, two = model.projection
+            x, y = (F.normalize(two(one(z).relu()), dim=2) for z in (x, y))
+            losses.append(SoftDTWLoss(0.1)(x, y) / (x.size(1) + y.size(1)))
+        return torch.cat(losses).mean()
+
+    model.eval()
+    loss = model(waves, lengths, names)[0]
+    torch.testing.assert_close(loss, expected([False, False]))
+    loss.backward()
+    assert model.upstream.model.encoder.layers[-1].layer_norm.weight.grad.any()
+    # Either view is the first in training, in validation the utterance itself.
+    model.swap_views = True
+    torch.testing.assert_close(model(waves, lengths, names)[0], expected([False, False]))
+    model.training = True
+    swaps = [[a, b] for a in (False, True) for b in (False, True)]
+    found = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        loss = model(waves, lengths, names)[0]
+        [swap] = [s for s in swaps if torch.isclose(loss, expected(s), rtol=1e-4)]
+        found.append(swap)
+    assert len({tuple(swap) for swap in found}) == 4
+
+
 def test_step_changes_the_trained_layers_alone(laser):
     before = copy.deepcopy(laser.state_dict())
     optimizer = torch.optim.AdamW(laser.parameters(), lr=1e-3)
@@ -288,7 +353,12 @@ def test_saved_model_gives_the_tuned_features(laser, tmp_path):
         ({"loss": "dtw"}, "loss must be one of soft_dtw, mse"),
         ({"loss": "mse", "views": VIEWS}, "views of equal length"),
         ({"loss": "mse", "views": {"pad": [0.1, 0.2]}}, "views of equal length"),
+        ({"loss": "mse", "normalize_length": True}, "normalize_length is for the loss soft_dtw"),
         ({"views": {"sped": [1.1]}}, "views: .*sped"),
+        ({"reference": "other"}, "reference must be one of tuned, frozen"),
+        ({"dropout": "none"}, "dropout must be trained or all"),
+        ({"trainable": ["encoder.layers.9.*"]}, "'encoder.layers.9.*' matches no parameter"),
+        ({"layer": 2, "trainable": ["encoder.*"]}, "encoder.layers.2.* is above the aligned"),
         ({"gamma": -1.0}, "gamma"),
         ({"margin": -1.0}, "margin"),
     ],
@@ -428,6 +498,133 @@ def test_presets_are_the_papers_settings(name, tiny_ssl, tmp_path, request):
     assert rates[(warmup + 3600) // 2 - 1] == pytest.approx(LASER_OPTIM["lr"] / 2, rel=5e-3)
     assert rates[0] < 2e-3 * LASER_OPTIM["lr"]
     assert rates[-1] < 2e-3 * LASER_OPTIM["lr"]
+
+
+RELEASED = {
+    "laser_hubert": (0.4, 1.1, [0.9, 1.0, 1.1]),
+    "laser_wavlm": (0.15, 1.0, [0.8, 0.85, 0.9, 1.0, 1.1, 1.15, 1.2]),
+    "nrssft_hubert": (0.4, 1.1, [0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2]),
+    "nrssft_wavlm": (0.15, 1.0, [0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2]),
+    "score_hubert": (0.0, None, [0.9, 1.0, 1.1]),
+    "score_wavlm": (0.0, None, [0.85, 0.9, 1.0, 1.1, 1.15]),
+}
+
+
+@pytest.fixture(scope="module")
+def ssl_of_12_layers(tmp_path_factory):
+    """A folder with a random HuBERT of 12 layers without dropout."""
+    folder = tmp_path_factory.mktemp("12 layers")
+    torch.manual_seed(8)
+    off = dict.fromkeys(
+        ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0
+    )
+    config = HubertConfig(**{**TINY_SSL, "num_hidden_layers": 12}, **off)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def released(name, ssl, tmp_path, request, *options):
+    path = request.config.rootpath / "conf" / f"{name}_released.yaml"
+    return task_args(tmp_path, "--config", path, "--ssl", ssl, *options)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_presets(name, ssl_of_12_layers, tmp_path, request):
+    args = released(name, ssl_of_12_layers, tmp_path, request)
+    conf = args.model_conf
+    alpha, margin, speed = RELEASED[name]
+    assert (conf["alpha"], conf.get("margin"), conf["views"]["speed"]) == (alpha, margin, speed)
+    assert (conf["gamma"], conf["projection_size"], conf["dropout"]) == (0.1, 256, "all")
+    updates = args.max_epoch * args.num_iters_per_epoch / args.accum_grad
+    assert (args.batch_size * args.accum_grad, updates) == (8, 3600)
+    assert args.scheduler_conf == {"warmup_steps": 1000, "total_steps": 3600}
+    assert (args.optim_conf["weight_decay"], args.optim_conf["eps"]) == (0.0, 1e-7)
+    if "noise_scp" in conf["views"]:
+        assert sorted(conf["views"]["snrs"]) == [5, 10, 20]
+        del conf["views"]["noise_scp"], conf["views"]["snrs"]
+    model = SSFTTask.build_model(args)
+    trained = [n for n, p in model.upstream.model.named_parameters() if p.requires_grad]
+    groups = {".".join(n.split(".")[: 3 if "layers" in n else 2]) for n in trained}
+    layers = {"encoder.layers.10", "encoder.layers.11", "encoder.layer_norm"}
+    score = {"feature_projection.layer_norm"} if name.startswith("score") else set()
+    assert groups == layers | score
+
+
+@pytest.mark.parametrize("loss", ["soft_dtw", "mse"])
+def test_an_update_of_the_released_code(loss, ssl_of_12_layers, tmp_path, request):
+    """Loss, gradient and update, by their formulas, in float64 and utterance by utterance."""
+    views = "{semitones: [-2, 2], phase_locking: false}"
+    options = ("--model_conf", f"views={views}", "--model_conf", f"loss={loss}")
+    args = released("laser_hubert", ssl_of_12_layers, tmp_path, request, *options)
+    torch.manual_seed(4)
+    model = SSFTTask.build_model(args).train()
+    [optimizer] = SSFTTask.build_optimizers(args, model)
+    before = {name: p.detach().double() for name, p in model.named_parameters()}
+    waves, lengths, names = speech(9000, 6000)
+    view, view_lengths = model.perturb(waves, lengths, names)
+
+    oracle = AutoModel.from_pretrained(ssl_of_12_layers).double().eval()
+    weight, bias = (before[f"projection.{part}"].requires_grad_() for part in ("weight", "bias"))
+    losses = []
+    for pair in zip(waves, lengths, view, view_lengths, strict=True):
+        hidden = [
+            oracle(w[None, :n].double()).last_hidden_state[0] for w, n in (pair[:2], pair[2:])
+        ]
+        x, y = (F.normalize(h @ weight.T + bias, dim=1) for h in hidden)
+        losses.append(released_loss(x, y, loss))
+    expected = torch.stack(losses).mean()
+    expected.backward()
+
+    found = model(waves, lengths, names)[0]
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    wanted = {f"upstream.model.{n}": p for n, p in oracle.named_parameters()}
+    wanted |= {"projection.weight": weight, "projection.bias": bias}
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert {"upstream.model.encoder.layer_norm.weight", "projection.weight"} < trained.keys()
+    norm = torch.stack([wanted[n].grad.norm() for n in trained]).norm()
+    difference = [(p.grad - wanted[n].grad).norm() for n, p in trained.items()]
+    assert torch.stack(difference).norm() < 1e-4 * norm
+
+    torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+    optimizer.step()
+    assert norm > args.grad_clip
+    rate = args.optim_conf["lr"]
+    for n, p in trained.items():
+        gradient = wanted[n].grad / norm
+        # Adam's first update, epsilon added before the correction of the second moment.
+        step = math.sqrt(1e-3) * gradient / (math.sqrt(1e-3) * gradient.abs() + 1e-7)
+        change = (p.double() - before[n]) / rate
+        # float32 parameters are near 1, and the change is 2e-5.
+        assert (change + step).abs().max() < 0.02, n
+
+
+def released_loss(x, y, loss):
+    """LASER's loss of one pair of L2-normalised sequences, by differences and loops."""
+    gamma, alpha, margin = 0.1, 0.4, 1.1
+
+    def soft_dtw(x, y):
+        cost = (x[:, None] - y).square().sum(2)
+        r = {(-1, -1): x.new_zeros(())}
+        for i in range(len(x)):
+            for j in range(len(y)):
+                before = [r[k] for k in ((i - 1, j), (i, j - 1), (i - 1, j - 1)) if k in r]
+                r[i, j] = cost[i, j] - gamma * torch.logsumexp(-torch.stack(before) / gamma, 0)
+        return r[len(x) - 1, len(y) - 1]
+
+    def idm(z):
+        i = torch.arange(len(z))
+        lag = (i[:, None] - i).abs()
+        far = lag > 0
+        distance = ((z[:, None] - z).square().sum(2) + ~far).sqrt() * far
+        return ((lag**2 + 1) * (margin - distance).clamp(min=0) * far).sum() / len(z) ** 2
+
+    alignment = (
+        soft_dtw(x, y) - 0.5 * (soft_dtw(x, x) + soft_dtw(y, y))
+        if loss == "soft_dtw"
+        else (x - y).square().sum()
+    )
+    return alignment + alpha * (idm(x) + idm(y))
 
 
 def test_small_methods_build(tiny_ssl, tmp_path, request):
