@@ -1,5 +1,7 @@
 """Stages of a recipe (egs/TEMPLATE/scripts/stages.sh), with the jobs in them."""
 
+import re
+
 import pytest
 
 STAGES = """
@@ -29,6 +31,7 @@ if begin_stage 4 "evaluates" eval; then
     echo did four
     end_stage
 fi
+end_recipe
 echo end
 """
 NUMBERS = ("one", "two", "three", "four")
@@ -51,6 +54,8 @@ def test_all_stages(stages):
     assert ran == list(NUMBERS)
     assert "did one, many" in done.stdout
     lines = [line.split(" ", 1)[1] for line in done.stdout.splitlines() if "stage" in line]
+    times = r"all done in \d+ s; stages 1: \d+ s, 2: \d+ s, 3: \d+ s, 4: \d+ s"
+    assert re.fullmatch(times, lines.pop())
     # Stages 2 and 3 run at the same time.
     assert lines[:5] == [
         "stage 1: a title",

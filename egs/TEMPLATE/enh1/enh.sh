@@ -156,3 +156,4 @@ if begin_stage 9 "table of results"; then
     log "the table: $PWD/$results"
     end_stage
 fi
+end_recipe

@@ -47,12 +47,17 @@ def run(folder: Path, arguments: list[str]) -> NoReturn:
     """Stand for ``python3 ARGUMENTS``."""
     match arguments:
         case ["-m", module, *rest]:
-            with suppress(ConnectionRefusedError, FileNotFoundError):
-                _run_in_fork(folder, module, rest)
+            server = socket.socket(socket.AF_UNIX)
+            try:
+                server.connect(str(folder / "socket"))
+            except OSError:
+                pass  # no server, or none yet
+            else:
+                _run_in_fork(server, module, rest)
     os.execv(sys.executable, [sys.executable, *arguments])
 
 
-def _run_in_fork(folder: Path, module: str, arguments: list[str]) -> None:
+def _run_in_fork(server: socket.socket, module: str, arguments: list[str]) -> None:
     """Return if the server refuses; else end as the fork does."""
     ignored = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
     job = {
@@ -63,8 +68,6 @@ def _run_in_fork(folder: Path, module: str, arguments: list[str]) -> None:
         "ignored": ignored,
     }
     message = json.dumps(job).encode()
-    server = socket.socket(socket.AF_UNIX)
-    server.connect(str(folder / "socket"))
     socket.send_fds(server, [struct.pack("Q", len(message))], [0, 1, 2])
     server.sendall(message)
     answers = server.makefile()

@@ -29,6 +29,10 @@ use_fork_server() {
     fi
     if [ -z "${POSINV_FORK_SERVER:-}" ]; then
         POSINV_FORK_SERVER=$(mktemp -d)
+        if [ "${#POSINV_FORK_SERVER}" -gt 80 ]; then  # the path of a socket has 104 characters at most
+            rmdir "$POSINV_FORK_SERVER"
+            return
+        fi
         python3 scripts/fork_server.py start "$POSINV_FORK_SERVER" $$
     fi
     PATH=$POSINV_FORK_SERVER/bin:$PATH
@@ -226,7 +230,7 @@ _job_failed() {  # _job_failed LOG
 # ------------------------------------------------------------------------------------ SLURM
 # All jobs of this script have one name, under which they are cancelled when it ends before them.
 _slurm_name=$(basename "$PWD").$(uname -n).$$
-trap '[ "$cmd_backend" != slurm ] || scancel --quiet --name="$_slurm_name" --user="$(id -un)" || true' EXIT
+trap 'rm -f "$_jobs_done"; [ "$cmd_backend" != slurm ] || scancel --quiet --name="$_slurm_name" --user="$(id -un)" || true' EXIT
 
 # _sbatch KIND OUTPUT LOG [OPTION ...] < SCRIPT: submit a job, and wait for it. Its output goes to
 # OUTPUT, sbatch's own to LOG. The options in $slurm_conf count over those that come from here.

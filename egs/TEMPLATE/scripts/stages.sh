@@ -3,6 +3,7 @@
 # shellcheck disable=SC2154  # stage, stop_stage, skip_stages, skip_train, skip_eval: options
 
 _open_stages=()
+_stage_times=()
 
 # begin_stage NUMBER TITLE [train|eval]: whether the options say that this stage runs.
 begin_stage() {
@@ -32,6 +33,15 @@ end_stage() {
     wait_jobs
     for entry in "${_open_stages[@]}"; do
         log "stage ${entry% *}: done in $((SECONDS - ${entry#* })) s"
+        _stage_times+=("${entry% *}: $((SECONDS - ${entry#* })) s")
     done
     _open_stages=()
+}
+
+# end_recipe: say how long all of it took, stage by stage.
+end_recipe() {
+    local times
+    [ "${#_stage_times[@]}" -gt 0 ] || return 0
+    printf -v times ', %s' "${_stage_times[@]}"
+    log "all done in $SECONDS s; stages ${times#, }"
 }

@@ -110,3 +110,4 @@ if begin_stage 7 "table of results"; then
     log "the table: $PWD/$results"
     end_stage
 fi
+end_recipe
