@@ -130,6 +130,13 @@ def test_another_posinv_gets_a_python_of_its_own(python, tmp_path):
     assert done.stdout == "another\n", done.stderr
 
 
+def test_another_hub_gets_a_python_of_its_own(python, module, monkeypatch):
+    name = module("import huggingface_hub.constants; print(huggingface_hub.constants.HF_HOME)")
+    monkeypatch.setenv("HF_HOME", "/another/home")
+    done = subprocess.run([python, "-m", name], capture_output=True, text=True)
+    assert done.stdout == "/another/home\n", done.stderr
+
+
 def test_it_ends_with_its_owner(tmp_path):
     """And until it serves, and for other modules, the real Python runs."""
     folder = tmp_path / "a folder"

@@ -23,6 +23,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -156,12 +157,19 @@ def _receive(caller: socket.socket) -> tuple[dict, list[int]]:
 
 
 def _is_ours(job: dict) -> bool:
-    """Tell whether the job would import the posinv that is imported here."""
+    """Tell whether what the job would import is what is imported here."""
     if not job:
         return False
-    paths = [job["folder"], *job["environment"].get("PYTHONPATH", "").split(os.pathsep)]
+    environment = job["environment"]
+    paths = [job["folder"], *environment.get("PYTHONPATH", "").split(os.pathsep)]
     found = [package for path in paths if (package := Path(path, "posinv")).is_dir()]
-    return bool(found) and found[0].samefile(sys.modules["posinv"].__path__[0])
+    same = bool(found) and found[0].samefile(sys.modules["posinv"].__path__[0])
+    return same and _read_at_import(environment) == _read_at_import(os.environ)
+
+
+def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that transformers and the hub's client read when they are imported."""
+    return {name: x for name, x in environment.items() if name.startswith(("HF_", "TRANSFORMERS_"))}
 
 
 def _look_at_forks(callers: dict[int, socket.socket]) -> None:
