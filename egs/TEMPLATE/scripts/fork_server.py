@@ -30,6 +30,9 @@ from typing import NoReturn
 
 # What takes long to import in the commands of a recipe, and starts no thread.
 MODULES = (
+    "torch",
+    "transformers",
+    "espnet2.tasks.enh",
     "espnet2.bin.enh_inference",
     "posinv.espnet.tasks.asr",
     "posinv.espnet.tasks.enh",
@@ -119,6 +122,8 @@ def start(folder: Path, owner: int) -> None:
 
 def _serve(path: Path, owner: int) -> None:
     for module in MODULES:
+        if not _is_alive(owner):
+            return
         importlib.import_module(module)
     gc.freeze()
     callers: dict[int, socket.socket] = {}  # by fork
