@@ -84,6 +84,7 @@ def subsequence_cost(distances: np.ndarray) -> float:
     Returns:
         The sum of the alignment's distances, divided by N: from 0 to 1.
     """
+    distances = distances.astype(np.float64)
     low = distances.min(axis=1, keepdims=True)
     span = np.maximum(distances.max(axis=1, keepdims=True) - low, _TINY)
     accumulated = librosa.sequence.dtw(
@@ -112,14 +113,11 @@ def search(
     Returns:
         Scores ``(Q, D)`` of Q queries and D documents.
     """
-    frames = np.concatenate(documents)
-    starts = np.cumsum([len(document) for document in documents])[:-1]
 
     def costs(query: np.ndarray) -> list[float]:
         if len(query) < MIN_FRAMES:
             return [0.0] * len(documents)
-        together = frame_distances(query, frames, distance)
-        return [subsequence_cost(part) for part in np.split(together, starts, axis=1)]
+        return [subsequence_cost(frame_distances(query, x, distance)) for x in documents]
 
     scores = -np.array(list(map_parallel(costs, queries, nj)))
     scores -= scores.mean(axis=1, keepdims=True)

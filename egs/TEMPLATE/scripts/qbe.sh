@@ -14,7 +14,7 @@ prepare_qbe() {
         return
     fi
     require "data/$queries/wav.scp" "the words that --qbe true searches: run stage 1, or see egs/README.md"
-    format "$queries" "$queries" --clean
+    format "$queries" "$queries"
     run_here "$raw/log/qbe.log" "$python" -m posinv.bin.prepare_search --queries "$raw/$queries" \
         --documents "$raw/test_all" --out "$qbe_search"
 }
@@ -59,7 +59,7 @@ qbe() {
     run_job decode "$dir/search.log" "$python" -m posinv.bin.query_search --ssl "$model" \
         "${frontend[@]}" --layer "$qbe_layer" --queries "$qbe_search/queries.scp" \
         --documents "$qbe_search/documents.scp" --utt2set "$qbe_search/utt2set" \
-        --relevance "$qbe_search/relevance" "${unsearched[@]}" --ngpu "$inference_gpu" --nj 1 \
+        --relevance "$qbe_search/relevance" "${unsearched[@]}" --ngpu "$inference_gpu" \
         --out "$dir/scores.json"
     record_inputs "$dir/scores.json" "$qbe_search/relevance" "$qbe_search/utt2digest" \
         "$qbe_search/utt2set" "${ssl_files[@]}"
