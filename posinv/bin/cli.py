@@ -83,7 +83,8 @@ def results_parser(description: str | None, experiments: str) -> argparse.Argume
     add("--out", type=Path, required=True, help="Markdown file, as RESULTS.md")
     add("--command", required=True, help="what made the results, to be noted")
     add("--title", default="Results", help="heading, if the file is a new one")
-    add("--published", type=Path, help="YAML list of published error rates, to stand beside ours")
+    add("--published", type=Path, help="YAML list of published figures, to stand beside ours")
+    add("--qbe_sets", type=names, default=[], help="test sets of query-by-example search: 'A B'")
     return parser
 
 

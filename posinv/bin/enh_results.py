@@ -35,7 +35,7 @@ def main() -> None:
         systems[system] = label or system
     published = Published.read(args.published)
     tables = enhancement_report(
-        args.expdir, systems, args.sets, args.enh_sets, args.seeds, published
+        args.expdir, systems, args.sets, args.enh_sets, args.seeds, published, args.qbe_sets
     )
     publish(tables, args)
 

@@ -21,7 +21,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     published = Published.read(args.published)
-    tables = ssft_report(args.expdir, args.systems, args.sets, args.seeds, published)
+    tables = ssft_report(args.expdir, args.systems, args.sets, args.seeds, published, args.qbe_sets)
     first = args.expdir / f"seed{args.seeds[0]}"
     plot_curves(
         {

@@ -1,7 +1,7 @@
 """Connected digits from the Free Spoken Digit Dataset (Jackson and contributors, CC BY-SA 4.0)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
@@ -103,13 +103,16 @@ def prepare(
 ) -> Prepared:
     """Write ``out/train``, ``out/dev`` and ``out/test`` of 3-6 connected digits an utterance.
 
-    Each utterance joins recordings of one speaker, resampled from 8 kHz, with pauses of
+    Beside them is ``out/test_queries``, for query-by-example search in the test set: one digit an
+    utterance, of each speaker, recordings of the development split as they are.
+
+    Each other utterance joins recordings of one speaker, resampled from 8 kHz, with pauses of
     0.05-0.25 s. A split goes through a speaker's recordings in random order, again and again
     until its minutes are reached; no recording is in two splits.
 
     Args:
         src: directory of ``{digit}_{speaker}_{index}.wav``.
-        out: parent of the three data directories; earlier ones are replaced.
+        out: parent of the data directories; earlier ones are replaced.
         minutes: of training speech, at least, shared evenly by the speakers.
         dev_minutes: of development speech, at least.
         test_minutes: of test speech, at least.
@@ -124,16 +127,21 @@ def prepare(
     splits = split_recordings(find_recordings(src), seed)
     made = {}
     with ExitStack() as stack:
-        for split, speakers in splits.items():
-            final = Path(out) / split
+        for name in (*splits, "test_queries"):
+            final = Path(out) / name
             fresh = stack.enter_context(atomic_folder(final, replaces="wav.scp"))
             (fresh / "audio").mkdir()
-            share = wanted[split] * 60 * SAMPLING_RATE / len(speakers)
-
+            write: Callable[[tuple[str, list[Path]]], tuple[dict[str, str], int]]
+            if name == "test_queries":
+                speakers = splits["dev"]
+                write = partial(_write_queries, out=fresh)
+            else:
+                speakers = splits[name]
+                share = wanted[name] * 60 * SAMPLING_RATE / len(speakers)
+                write = partial(_join_speaker, split=name, share=share, out=fresh, seed=seed)
             digits: dict[str, str] = {}
             total = 0
-            join = partial(_join_speaker, split=split, share=share, out=fresh, seed=seed)
-            for said, samples in map_parallel(join, speakers.items(), nj):
+            for said, samples in map_parallel(write, speakers.items(), nj):
                 digits |= said
                 total += samples
             wav = {utt: str(final / "audio" / f"{utt}.flac") for utt in digits}
@@ -169,6 +177,20 @@ def _join_speaker(
     return said, total
 
 
+def _write_queries(recordings: tuple[str, list[Path]], out: Path) -> tuple[dict[str, str], int]:
+    # As _join_speaker.
+    speaker, paths = recordings
+    said: dict[str, str] = {}
+    total = 0
+    for digit, path in {path.name[0]: path for path in paths}.items():
+        utt = f"{speaker}-query-{digit}"
+        x = _within_range(_read(path))
+        write_audio(out / "audio" / f"{utt}.flac", x, SAMPLING_RATE)
+        said[utt] = digit
+        total += len(x)
+    return said, total
+
+
 def _again_and_again(paths: list[Path], rng: np.random.Generator) -> Iterator[Path]:
     while True:
         yield from (paths[i] for i in rng.permutation(len(paths)))
@@ -179,7 +201,10 @@ def _join(recordings: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     parts = [recordings[0]]
     for recording in recordings[1:]:
         parts += [np.zeros(round(rng.uniform(low, high) * SAMPLING_RATE)), recording]
-    x = np.concatenate(parts)
+    return _within_range(np.concatenate(parts))
+
+
+def _within_range(x: np.ndarray) -> np.ndarray:
     return x / max(1.0, np.abs(x).max())  # resampling may overshoot
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
 from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ _CLASSES = {
     "FURNITURE": _FURNITURE,
 }
 _MAX_WORDS = 8
+_MIN_QUERY_PHONES = 4
 
 # eSpeak's phoneme mnemonics for en-us, as ARPAbet.
 _ARPABET = {
@@ -166,13 +168,15 @@ def prepare(
     seed: int = 0,
     nj: int = 1,
 ) -> Prepared:
-    """Write ``out/train``, ``out/dev`` and ``out/test``, all of them or none.
+    """Write ``out/train``, ``out/dev``, ``out/test`` and ``out/test_queries``, all or none.
 
-    Voices and phrases are disjoint between the three; phonemes are what eSpeak itself says for
-    the phrase. An utterance is a function of its id and the seed alone.
+    Voices and phrases are disjoint between the first three; phonemes are what eSpeak itself says
+    for the phrase. An utterance is a function of its id and the seed alone. The queries, for
+    query-by-example search, are words of the test set of 4 phonemes at least, each spoken alone by
+    one of its voices; without words that all of its utterances have.
 
     Args:
-        out: parent of the three data directories; earlier ones are replaced.
+        out: parent of the data directories; earlier ones are replaced.
         minutes: of training speech, at least.
         dev_minutes: of development speech, at least.
         test_minutes: of test speech, at least.
@@ -188,34 +192,74 @@ def prepare(
     out = Path(out)
     made = {}
     with ExitStack() as stack:
+
+        def folder(name: str) -> "_Folder":
+            fresh = stack.enter_context(atomic_folder(out / name, replaces="wav.scp"))
+            return _Folder(fresh, out / name)
+
         for split, value in wanted.items():
-            fresh = stack.enter_context(atomic_folder(out / split, replaces="wav.scp"))
-            made[out / split] = _prepare_split(split, fresh, out / split, value, seed, nj)
+            data, made[out / split] = _prepare_split(split, folder(split), value, seed, nj)
+        queries = out / "test_queries"
+        made[queries] = _prepare_queries(data.text, folder("test_queries"), seed, nj)
     return Prepared(made)
 
 
+class _Folder:
+    """A data directory that is being written."""
+
+    def __init__(self, fresh: Path, final: Path) -> None:
+        self.fresh, self.final = fresh, final
+        self.samples = 0
+        self.data = DataDir({}, {}, {}, {}, {})
+        (fresh / "audio").mkdir()
+
+    def add(self, job: "_Job", x: np.ndarray, phones: str) -> None:
+        write_audio(self.fresh / "audio" / f"{job.utt}.flac", x, SAMPLING_RATE)
+        entry = str(self.final / "audio" / f"{job.utt}.flac")
+        self.data.wav[job.utt] = self.data.spk1[job.utt] = entry
+        self.data.text[job.utt], self.data.phn[job.utt] = job.text, phones
+        self.data.utt2spk[job.utt] = job.voice.speaker
+        self.samples += len(x)
+
+    def finish(self) -> tuple[DataDir, Contents]:
+        self.data.write(self.fresh)
+        return self.data, Contents.of(self.data, self.samples / 60 / SAMPLING_RATE)
+
+
 def _prepare_split(
-    split: str, fresh: Path, final: Path, minutes: float, seed: int, nj: int
-) -> Contents:
-    (fresh / "audio").mkdir()
-    wav, text, phn, utt2spk = {}, {}, {}, {}
-    left = minutes * 60 * SAMPLING_RATE
-    # eSpeak's noise and flutter go on from one utterance to the next, even when it is
-    # initialised anew: each utterance gets a process of its own.
-    with get_context("fork").Pool(nj, _ESpeak.start, maxtasksperchild=1) as pool:
+    split: str, folder: _Folder, minutes: float, seed: int, nj: int
+) -> tuple[DataDir, Contents]:
+    with _espeak_pool(nj) as pool:
         jobs = _plan(split, seed)
-        while left > 0:
+        while folder.samples < minutes * 60 * SAMPLING_RATE:
             batch = [job for job, _ in zip(jobs, range(16), strict=False)]
             for job, (x, phones) in zip(batch, pool.map(_speak, batch, 1), strict=True):
-                if left <= 0:
+                if folder.samples >= minutes * 60 * SAMPLING_RATE:
                     break
-                write_audio(fresh / "audio" / f"{job.utt}.flac", x, SAMPLING_RATE)
-                wav[job.utt] = str(final / "audio" / f"{job.utt}.flac")
-                text[job.utt], phn[job.utt], utt2spk[job.utt] = job.text, phones, job.voice.speaker
-                left -= len(x)
-    data = DataDir(wav, wav, text, phn, utt2spk)
-    data.write(fresh)
-    return Contents.of(data, minutes - left / 60 / SAMPLING_RATE)
+                folder.add(job, x, phones)
+    return folder.finish()
+
+
+def _prepare_queries(text: dict[str, str], folder: _Folder, seed: int, nj: int) -> Contents:
+    spoken = [set(words.split()) for words in text.values()]
+    voices = VOICES["test"]
+    jobs = []
+    for word in sorted({word for words in spoken for word in words}):
+        if all(word in words for words in spoken):
+            continue
+        voice = voices[blake2b(word.encode(), digest_size=1).digest()[0] % len(voices)]
+        jobs.append(_Job(f"{voice.speaker}-query-{word}", word, voice, seed))
+    with _espeak_pool(nj) as pool:
+        for job, (x, phones) in zip(jobs, pool.map(_speak_alone, jobs, 1), strict=True):
+            if len(phones.split()) >= _MIN_QUERY_PHONES:
+                folder.add(job, x, phones)
+    return folder.finish()[1]
+
+
+def _espeak_pool(nj: int) -> Pool:
+    # eSpeak's noise and flutter go on from one utterance to the next, even when it is
+    # initialised anew: each utterance gets a process of its own.
+    return get_context("fork").Pool(nj, _ESpeak.start, maxtasksperchild=1)
 
 
 @dataclass(frozen=True)
@@ -241,6 +285,24 @@ def _plan(split: str, seed: int) -> Iterator[_Job]:
 
 def _speak(job: _Job) -> tuple[np.ndarray, str]:
     rng = generator(job.seed, job.utt)
+    x, phones = _say(job, rng)
+    front, back = (round(rng.uniform(0.05, 0.25) * SAMPLING_RATE) for _ in range(2))
+    return _add_floor(np.pad(x, (front, back)), rng), phones
+
+
+def _speak_alone(job: _Job) -> tuple[np.ndarray, str]:
+    """Speak without silence before and after."""
+    rng = generator(job.seed, job.utt)
+    x, phones = _say(job, rng)
+    loud = np.flatnonzero(np.abs(x) > 0.02 * np.abs(x).max())
+    return _add_floor(x[loud[0] : loud[-1] + 1], rng), phones
+
+
+def _add_floor(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return x + 1e-4 * rng.standard_normal(len(x))  # -80 dB
+
+
+def _say(job: _Job, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     rate = round(job.voice.rate * rng.uniform(0.95, 1.05))
     pitch = round(np.clip(job.voice.pitch + rng.uniform(-3, 3), 0, 99))
     noise_seed = int(rng.integers(2**31))
@@ -250,9 +312,7 @@ def _speak(job: _Job) -> tuple[np.ndarray, str]:
     x = soxr.resample(x / 32768, espeak_rate, SAMPLING_RATE)
     x *= 10 ** (rng.uniform(-29, -23) / 20) / np.sqrt(np.mean(x**2))
     x *= min(1.0, 0.95 / np.abs(x).max())
-    front, back = (round(rng.uniform(0.05, 0.25) * SAMPLING_RATE) for _ in range(2))
-    x = np.pad(x, (front, back))
-    return x + 1e-4 * rng.standard_normal(len(x)), phones  # a noise floor of -80 dB
+    return x, phones
 
 
 class _ESpeak:

@@ -13,6 +13,7 @@ from posinv.report.results import (
     markdown_table,
     read_scores,
     scores_of_seeds,
+    search_table,
     seeds_caption,
 )
 
@@ -26,17 +27,20 @@ def enhancement_report(
     enh_sets: Sequence[str],
     seeds: Sequence[str],
     published: Published = NONE_PUBLISHED,
+    qbe_sets: Sequence[str] = (),
 ) -> str:
     """Return the tables of a speech enhancement recipe: PER, WER, and SI-SDR, STOI and PESQ.
 
     Args:
         expdir: folder with ``seed<seed>/<system>/superb/{pr,asr}/best/decode/scores.json`` and
-            ``seed<seed>/<system>/enhanced/scores.json``.
+            ``seed<seed>/<system>/enhanced/scores.json``; with ``qbe_sets``, also
+            ``seed<seed>/<system>/qbe/scores.json``.
         systems: the row's label for each system.
         sets: test sets of PER and WER.
         enh_sets: test sets over which SI-SDR, STOI and PESQ are averaged.
         seeds: random seeds.
-        published: published error rates, for columns beside ours.
+        published: published figures, for columns beside ours.
+        qbe_sets: test sets of a further table, of query-by-example search; none: no such table.
 
     Returns:
         Markdown.
@@ -58,6 +62,8 @@ def enhancement_report(
         ]
         header = ["system", *published.beside(sets, task, sets)]
         parts.append(f"{caption}, {over}:\n\n{markdown_table(header, rows)}")
+    if qbe_sets:
+        parts.append(search_table(expdir, systems, qbe_sets, seeds, published, "system"))
     if sources := published.sources():
         parts.append(sources)
 

@@ -21,7 +21,8 @@ END = "<!-- posinv:results:end -->"
 ABSENT = "\N{EN DASH}"
 
 ERROR_RATES = {"pr": "Phoneme error rate (PER, %)", "asr": "Word error rate (WER, %)"}
-SHORT = {"pr": "PER", "asr": "WER"}
+SHORT = {"pr": "PER", "asr": "WER", "qbe": "MTWV"}
+QUERY_SEARCH = "Query-by-example search, maximum term weighted value (MTWV, times 100)"
 PACKAGES = ("torch", "espnet", "transformers", "numpy")
 
 
@@ -136,12 +137,46 @@ def error_rate_cells(
     return [aggregate(rates) for rates in zip(*of_seeds, strict=True)]
 
 
+def search_table(
+    expdir: Path | str,
+    systems: Mapping[str, str],
+    sets: Sequence[str],
+    seeds: Sequence[str],
+    published: "Published",
+    corner: str,
+) -> str:
+    """Return the table of query-by-example search, with a caption: each system's MTWV.
+
+    Args:
+        expdir: folder with ``seed<seed>/<system>/qbe/scores.json``.
+        systems: the row's label for each system.
+        sets: test sets that are searched.
+        seeds: random seeds.
+        published: published figures, for columns beside ours.
+        corner: header of the first column.
+
+    Raises:
+        InputError: a score is missing.
+    """
+    rows = []
+    for system, label in systems.items():
+        of_seeds = [
+            [100 * float(row["mtwv"] or 0) for row in read_scores(path, sets, ["mtwv"]).values()]
+            for path in scores_of_seeds(expdir, seeds, system, "qbe")
+        ]
+        cells = [aggregate(values) for values in zip(*of_seeds, strict=True)]
+        rows.append([label, *published.beside(cells, "qbe", sets, system)])
+    table = markdown_table([corner, *published.beside(sets, "qbe", sets)], rows)
+    return f"{QUERY_SEARCH}, {seeds_caption(seeds)}:\n\n{table}"
+
+
 @dataclass(frozen=True)
 class Published:
-    """Error rates that others have published, for tables that compare them with ours.
+    """Figures that others have published, for tables that compare them with ours.
 
     Attributes:
-        figures: (figure, source) for each (system, task, test set); a task is ``pr`` or ``asr``.
+        figures: (figure, source) for each (system, task, test set); a task is ``pr``, ``asr`` or
+            ``qbe``.
     """
 
     figures: Mapping[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
@@ -159,8 +194,8 @@ class Published:
         for entry in entries if isinstance(entries, list) else [entries]:
             if not isinstance(entry, dict) or entry.keys() != wanted or entry["task"] not in SHORT:
                 raise InputError(
-                    f"--published {path}: {entry}: each entry must have system, task (pr or asr), "
-                    "set, figure and source"
+                    f"--published {path}: {entry}: each entry must have system, task (pr, asr or "
+                    "qbe), set, figure and source"
                 )
             key = str(entry["system"]), entry["task"], str(entry["set"])
             figures[key] = str(entry["figure"]), str(entry["source"])
@@ -176,7 +211,7 @@ class Published:
 
         Args:
             cells: our cells, one for each test set.
-            task: ``pr`` or ``asr``.
+            task: ``pr``, ``asr`` or ``qbe``.
             sets: test sets.
             system: the system of the row; None: the row is the table's header.
 

@@ -16,6 +16,7 @@ from posinv.report.results import (
     aggregate,
     error_rate_cells,
     markdown_table,
+    search_table,
     seeds_caption,
 )
 
@@ -28,6 +29,7 @@ def ssft_report(
     sets: Sequence[str],
     seeds: Sequence[str],
     published: Published = NONE_PUBLISHED,
+    qbe_sets: Sequence[str] = (),
 ) -> str:
     """Return the tables of SSL models before and after fine-tuning: PER, WER and collapse.
 
@@ -38,7 +40,9 @@ def ssft_report(
         systems: the rows; ``base`` is the model before fine-tuning.
         sets: test sets.
         seeds: random seeds.
-        published: published error rates, for columns beside ours.
+        published: published figures, for columns beside ours.
+        qbe_sets: test sets of a further table, of query-by-example search; none: no such table.
+            Its scores are ``seed<seed>/<system>/qbe/scores.json``.
 
     Returns:
         Markdown. The minutes are those of fine-tuning with its validation. The learning rates are
@@ -68,16 +72,20 @@ def ssft_report(
             ]
         )
     header = ["SSL model"]
-    for task, short in SHORT.items():
-        header += published.beside([f"{short} {name}" for name in sets], task, sets)
-        header.append(f"lr for {short}")
+    for task in ERROR_RATES:
+        header += published.beside([f"{SHORT[task]} {name}" for name in sets], task, sets)
+        header.append(f"lr for {SHORT[task]}")
     over = seeds_caption(seeds)
     sources = f"{text}\n" if (text := published.sources()) else ""
     table = markdown_table([*header, "minutes"], rows)
+    search = ""
+    if qbe_sets:
+        labels = {system: system for system in systems}
+        search = search_table(expdir, labels, qbe_sets, seeds, published, "SSL model") + "\n"
     spread = markdown_table(["SSL model", *(name for name, _ in COLLAPSE.values())], collapse_rows)
     return (
         f"Error rates (%), {over}; each head's learning rate is the best on the validation set; "
-        f"minutes of fine-tuning:\n\n{table}\n{sources}"
+        f"minutes of fine-tuning:\n\n{table}\n{search}{sources}"
         "Last layer's features of the validation set, L2-normalised: mean distance of an "
         f"utterance's frames, and their effective rank, {over}:\n\n{spread}"
     )

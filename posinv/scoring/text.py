@@ -134,8 +134,8 @@ def score_text(
 
 
 def require_same_ids(
-    first: Mapping[str, str],
-    second: Mapping[str, str],
+    first: Mapping[str, object],
+    second: Mapping[str, object],
     first_name: Path | str,
     second_name: Path | str,
 ) -> None:

@@ -275,8 +275,15 @@ def test_fsdd(recipe, shared_data):
         "ssl_softdtw",
         "--seeds",
         "1 2",
+        "--qbe",
+        "true",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     text = (fsdd.dir / "exp/RESULTS.md").read_text()
     assert "±" in text
+    assert "MTWV" in text
+    for seed, link in (("1", False), ("2", True)):
+        qbe = fsdd.dir / "exp" / f"seed{seed}"
+        assert (qbe / "noisy/qbe").is_symlink() == (qbe / "enh/qbe").is_symlink() == link
+        assert (qbe / "ssl_softdtw/qbe/scores.json").exists()
     assert "recorded" in (fsdd.dir / "data" / "test_unseen" / "manifest.tsv").read_text()

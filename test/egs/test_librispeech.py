@@ -89,6 +89,37 @@ def make_demand(top: Path, recordings: list[Path]) -> None:
             soundfile.write(top / name / f"ch{channel:02}.wav", noise / channel, rate)
 
 
+def make_quesst14(top: Path, fsdd: Path) -> None:
+    """QUESST 2014's layout: queries of single digits; the digit nine is in another language."""
+    scoring = top / "scoring"
+    documents = {f"quesst14_{number:05}": text for number, text in enumerate(["012", "34", "9"])}
+
+    def write(folder: str, texts: dict[str, str], speaker: str, key: str) -> None:
+        (top / folder).mkdir(parents=True)
+        lines = []
+        for name, digits in texts.items():
+            take = [soundfile.read(fsdd / f"{digit}_{speaker}_6.wav")[0] for digit in digits]
+            soundfile.write(top / folder / f"{name}.wav", np.concatenate(take), 8000)
+            language = "czech" if digits == "9" else "nnenglish"
+            lines.append(f"quesst14Database/{folder}/{name}.wav {language}\n")
+        scoring.mkdir(exist_ok=True)
+        (scoring / f"language_key_{key}.lst").write_text("".join(lines))
+
+    write("Audio", documents, "george", "utterances")
+    for split in ("dev", "eval"):
+        queries = {f"quesst14_{split}_{n:04}": digit for n, digit in enumerate("139")}
+        write(f"{split}_queries", queries, "lucas", split)
+        truth = scoring / f"groundtruth_quesst14_{split}"
+        truth.mkdir()
+        lines = [
+            f"LEXEME {document} 1 0.00 1.00 {query} lex <NA> <NA>\n"
+            for query, digit in queries.items()
+            for document, digits in documents.items()
+            if digit in digits
+        ]
+        (truth / f"quesst14_{split}.rttm").write_text("".join(lines))
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, shared_data):
     """A folder of everything that data.sh downloads, one folder a site."""
@@ -109,6 +140,10 @@ def served(tmp_path_factory, shared_data):
         with zipfile.ZipFile(top / "1227121" / f"{folder.name}_{rate}.zip", "w") as archive:
             for path in sorted(folder.iterdir()):
                 archive.write(path, f"{folder.name}/{path.name}")
+    make_quesst14(made / "quesst14", shared_data / "fsdd" / "recordings")
+    (top / "files").mkdir()
+    with tarfile.open(top / "files" / "quesst14Database.tgz", "w:gz") as archive:
+        archive.add(made / "quesst14", "quesst14Database")
     (top / "denoiser").mkdir()
     torch.manual_seed(0)
     state = DemucsSeparator(1, **SEPARATOR["separator_conf"]).state_dict()
@@ -158,6 +193,7 @@ def write_db(checkout: Path, server, checksums: Path) -> None:
         f"LIBRISPEECH_LEXICON_URL={url}/lexicon",
         f"DEMAND_URL={url}/1227121",
         f"MASTER64_URL={url}/denoiser",
+        f"QUESST14_URL={url}/files",
         f"CHECKSUMS='{checksums}'",
     ]
     (checkout / "egs/TEMPLATE/db.sh").write_text(original + "\n".join(lines) + "\n")
@@ -177,7 +213,7 @@ def toy(checkout, shrink_config, served, server, tmp_path_factory):
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(ssl)
     digests = {
         path.name: hashlib.md5(path.read_bytes()).hexdigest()
-        for folder in ("12", "1227121", "denoiser")
+        for folder in ("12", "1227121", "files", "denoiser")
         for path in (served / folder).iterdir()
     }
     return {"checkout": checkout, "ssl": ssl, "digests": digests, "top": ssl.parent}
@@ -205,7 +241,7 @@ def ssft(toy, recipe, server, refused):
     recipe = recipe("librispeech/ssft1")
     done = recipe.run(
         *("--ssl_model", toy["ssl"], "--pr_lrs", "5e-4", "--train_nj", 2),
-        *("--local_data_opts", "--demand true"),
+        *("--config", "conf/qbe.yaml", "--local_data_opts", "--demand true --quesst14 true"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return recipe, done.stdout
@@ -264,6 +300,18 @@ def test_table_has_the_published_figures_beside_ours(ssft):
     assert [row.split("|")[3].strip() for row in rows[2:4]] == ["", "-8.2 % relative"]
     assert "Published: laser_hubert, PER test_clean: -8.2 % relative (abstract of" in text
     assert all(row in output for row in rows)
+
+
+@pytest.mark.full
+def test_queries_of_quesst14_are_searched(ssft):
+    """The English ones, two in two documents; the third, which counts, is missed."""
+    recipe, _ = ssft
+    text = (recipe.dir / "exp/hubert/RESULTS.md").read_text()
+    assert re.search(r"^\| SSL model +\| quesst14_eval \|$", text, re.MULTILINE)
+    for system in ("base", "laser_hubert"):
+        scores = json.loads((recipe.dir / f"exp/hubert/seed1/{system}/qbe/scores.json").read_text())
+        assert (scores["quesst14_eval"]["queries"], scores["quesst14_eval"]["documents"]) == (3, 3)
+        assert 0 <= scores["quesst14_eval"]["mtwv"] < 0.7
 
 
 @pytest.mark.full

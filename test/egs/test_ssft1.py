@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 SYSTEMS = ["base", "laser"]
 SMALL = [
     *("--local_data_opts", "--minutes 1 --dev_minutes 0.1 --test_minutes 0.15"),
-    *("--ssl_units", 10, "--methods", "laser"),
+    *("--ssl_units", 10, "--methods", "laser", "--qbe", "true"),
 ]
 
 
@@ -27,11 +27,24 @@ def test_table(mini):
     recipe, output = mini
     rows = recipe.table(output)
     for system in SYSTEMS:
-        assert sum(row.split("|")[1].strip() == system for row in rows) == 2
+        assert sum(row.split("|")[1].strip() == system for row in rows) == 3  # rates, MTWV, spread
     header = next(row for row in rows if "PER" in row)
     for name in ("PER test_clean", "WER test_clean", "lr for PER", "lr for WER", "minutes"):
         assert name in header
     assert (recipe.dir / "exp" / "curves.png").stat().st_size > 1000
+
+
+def test_queries_are_searched(mini):
+    recipe, _ = mini
+    assert "\nQuery-by-example search, maximum term" in (recipe.dir / "exp/RESULTS.md").read_text()
+    words = (recipe.dir / "data/test_queries/wav.scp").read_text().splitlines()
+    texts = (recipe.dir / "data/test/text").read_text().splitlines()
+    for system in SYSTEMS:
+        qbe = recipe.dir / "exp/seed1" / system / "qbe"
+        [scores] = json.loads((qbe / "scores.json").read_text()).values()
+        assert 0 <= scores["mtwv"] <= 1
+        assert (scores["queries"], scores["documents"]) == (len(words), len(texts))
+        assert len((qbe / "scores.tsv").read_text().splitlines()) == 1 + len(words) * len(texts)
 
 
 def test_one_line_a_stage_with_its_time(mini):

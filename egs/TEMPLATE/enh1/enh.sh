@@ -131,11 +131,12 @@ if begin_stage 7 "enhance the test sets, SI-SDR, STOI, PESQ" eval; then
     done
     end_stage
 fi
-if begin_stage 8 "PR and ASR heads, decode, PER, WER" eval; then
+if begin_stage 8 "PR and ASR heads, decode, PER, WER; --qbe" eval; then
     for seed in $seeds; do
         for system in $systems; do
             queue superb "$expdir/seed$seed/$system/superb" "$ssl" "$seed" \
                 "$(enhancement_of "$system" "$seed")"
+            queue_qbe "$system" "$seed" "$ssl" "$(enhancement_of "$system" "$seed")"
         done
     done
     end_stage
@@ -143,6 +144,7 @@ fi
 if begin_stage 9 "table of results"; then
     check_records "$enh"
     check_systems
+    searched=$(qbe_sets)
     # shellcheck disable=SC2206  # a list
     rows=("noisy=noisy input" "enh=before fine-tuning" $criteria)
     enh_sets=()
@@ -152,7 +154,7 @@ if begin_stage 9 "table of results"; then
     "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems "${rows[@]}" \
         --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
         --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" \
-        ${published:+--published "$published"}
+        ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
     log "the table: $PWD/$results"
     end_stage
 fi

@@ -67,7 +67,7 @@ token_list() {
 }
 
 # format_sets: format the clean speech of the training and validation set, and the test sets; make the
-# token lists; check all of it.
+# token lists and the search of --qbe; check all of it.
 format_sets() {
     local set file condition
     for set in "$train_set" "$valid_set"; do
@@ -106,6 +106,7 @@ format_sets() {
     if [ "$asr_token_type" != bpe ]; then
         check+=("--${asr_token_type}_tokens" "$tokens/$asr_token_type.txt")
     fi
+    prepare_qbe
     for set in "$train_set" "$valid_set" "${test_sets[@]}"; do
         run_job data "$raw/log/validate_$set.log" "$python" -m posinv.bin.validate_data "$raw/$set" \
             --sampling_rate "$sampling_rate" --nj "$nj" "${check[@]}"

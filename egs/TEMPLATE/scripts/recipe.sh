@@ -12,6 +12,7 @@
 . scripts/data.sh
 . scripts/ssl.sh
 . scripts/superb.sh
+. scripts/qbe.sh
 
 opt stage 1 "first stage to run" stage "$last_stage"
 opt stop_stage "$last_stage" "last stage to run" stage "$last_stage"
@@ -32,7 +33,7 @@ opt python python3 "Python"
 opt seeds 1 "random seeds of fine-tuning and heads; the table has mean and standard deviation over them" integers
 opt title "Results" "heading of the results"
 opt results "" "Markdown file of the table; empty: RESULTS.md in --expdir"
-opt published "" "YAML list of published error rates, shown beside ours" file
+opt published "" "YAML list of published error rates and MTWVs, shown beside ours" file
 
 opt train_set train "training set, in data/"
 opt valid_set dev "validation set"
@@ -60,6 +61,10 @@ opt asr_config conf/asr.yaml "speech recognition head" file
 opt pr_lrs "" "learning rates tried for the PR head, the best on the validation set is kept; empty: its configuration's" numbers
 opt asr_lrs "" "learning rates tried for the ASR head, likewise" numbers
 
+opt qbe false "judge by query-by-example search, too: spoken words searched in the test sets, MTWV" one_of true false
+opt qbe_data "" "folder with a search of its own (queries.scp, documents.scp, relevance, utt2set, utt2digest), such as QUESST 2014's; empty: data/<test_set>_queries in the test sets"
+opt qbe_layer -1 "hidden state of the SSL model that is searched, from 0; -1: the last" numbers
+
 # start_recipe "$@": parse the options, put Python on the PATH, and set what follows from the options.
 start_recipe() {
     parse_options "$@"
@@ -81,6 +86,7 @@ start_recipe() {
     ssl=${ssl_model:-$expdir/ssl/model}
     read -ra conditions <<< "$test_conditions"
     test_sets=("${conditions[@]/#/${test_set}_}")
+    qbe_search=${qbe_data:-$raw/qbe}
     resampling=()
     if [ "$resample" = true ]; then
         resampling=(--resample)

@@ -34,7 +34,9 @@ record_inputs() {
 
 # check_records DIR ...: end with an error if an input of a result in DIR has changed since.
 check_records() {
-    local record sums inputs
+    local record sums inputs unused=()
+    # Searches of an earlier run are not in a table without --qbe.
+    [ "$qbe" = true ] || unused=(-name qbe -prune -o)
     while IFS= read -r -d '' record; do
         sums=$(sed -n 's/^#   //p' "$record")
         mapfile -t inputs < <(cut -d ' ' -f 3- <<< "$sums")
@@ -42,7 +44,7 @@ check_records() {
             diff <(cksum -- "${inputs[@]}" 2>&1) - <<< "$sums" | sed -n 's/^> [0-9]* [0-9]* //p' \
                 | paste -sd ' '
         ) changed after this was made: run the earlier stages again, or choose another --expdir"
-    done < <(find -L "$@" \( -name run.sh -o -name part.sh -o -name '*.inputs' \) -print0)
+    done < <(find -L "$@" "${unused[@]}" \( -name run.sh -o -name part.sh -o -name '*.inputs' \) -print0)
 }
 
 # check_systems: check_records of the SSL model pretrained here, and of each system and seed.

@@ -92,21 +92,23 @@ if begin_stage 5 "fine-tune the SSL model" train; then
     done
     end_stage
 fi
-if begin_stage 6 "PR and ASR heads, decode, PER, WER" eval; then
+if begin_stage 6 "PR and ASR heads, decode, PER, WER; --qbe" eval; then
     for seed in $seeds; do
         for system in $systems; do
             queue measure_collapse "$system" "$seed"
             queue superb "$expdir/seed$seed/$system/superb" "$(model_of "$system" "$seed")" "$seed"
+            queue_qbe "$system" "$seed" "$(model_of "$system" "$seed")"
         done
     done
     end_stage
 fi
 if begin_stage 7 "table of results"; then
     check_systems
+    searched=$(qbe_sets)
     "$python" -m posinv.bin.ssft_results --expdir "$expdir" --systems "$systems" \
         --sets "${test_sets[*]}" --seeds "$seeds" --title "$title" \
         --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" --curves "$expdir/curves.png" \
-        ${published:+--published "$published"}
+        ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
     log "the table: $PWD/$results"
     end_stage
 fi

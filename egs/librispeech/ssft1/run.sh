@@ -3,6 +3,7 @@
 #   ./run.sh                             HuBERT-Base
 #   ./run.sh --config conf/wavlm.yaml    WavLM-Base
 #   ./run.sh --config conf/noise.yaml    HuBERT-Base, the noise-robust variant beside LASER; DEMAND
+#   ./run.sh --config conf/qbe.yaml      judged by query-by-example search, too; QUESST 2014
 # A GPU is needed in practice: --ngpu 1. RESULTS.md says what a run takes.
 [ -n "${BASH_VERSION:-}" ] || { echo "error: $0 needs bash: start it as ./run.sh" >&2; exit 1; }
 set -euo pipefail

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Position-invariant fine-tuning at the paper's size: the released master64 DEMUCS through
 # HuBERT-Base, on LibriSpeech's train-clean-100 with DEMAND's noises.
+#   ./run.sh --config conf/qbe.yaml    judged by query-by-example search, too; QUESST 2014
 # A GPU is needed in practice: --ngpu 1. RESULTS.md says what a run takes.
 [ -n "${BASH_VERSION:-}" ] || { echo "error: $0 needs bash: start it as ./run.sh" >&2; exit 1; }
 set -euo pipefail

@@ -61,7 +61,8 @@ def test_joined_digits(recordings, tmp_path):
     wanted = {"minutes": 0.5, "dev_minutes": 0.1, "test_minutes": 0.2}
     prepared = prepare(recordings, tmp_path / "data", **wanted)
     minutes = [made.minutes for made in prepared.directories.values()]
-    assert [path.name for path in prepared.directories] == ["train", "dev", "test"]
+    names = ["train", "dev", "test", "test_queries"]
+    assert [path.name for path in prepared.directories] == names
     assert minutes[0] >= 0.5 and minutes[1] >= 0.1 and minutes[2] >= 0.2
     splits = split_recordings(find_recordings(recordings), 0)
     for split, speakers in splits.items():
@@ -80,6 +81,21 @@ def test_joined_digits(recordings, tmp_path):
             counts.update(identify(read_audio(entry, 16000), digits, speakers[speaker]))
         if split == "test":
             assert set(counts) == {path for paths in speakers.values() for path in paths}
+
+
+def test_queries_are_single_digits_that_the_test_set_does_not_have(recordings, tmp_path):
+    prepare(recordings, tmp_path, minutes=0.2, dev_minutes=0.1, test_minutes=0.1)
+    splits = split_recordings(find_recordings(recordings), 0)
+    validate(tmp_path / "test_queries", 16000)
+    queries = DataDir.read(tmp_path / "test_queries")
+    assert len(queries.text) == 20
+    for utt, word in queries.text.items():
+        speaker, _, digit = utt.split("-")
+        assert (queries.utt2spk[utt], word) == (speaker, WORDS[int(digit)])
+        assert queries.phn[utt] == PHONEMES[int(digit)]
+        x = read_audio(queries.wav[utt], 16000)
+        [path] = identify(x, digit, splits["dev"][speaker])
+        assert path not in splits["test"][speaker]
 
 
 def identify(x, digits, paths):

@@ -66,6 +66,23 @@ def test_words_and_phonemes(corpus):
     assert phones <= {phone for value in mini._ARPABET.values() for phone in value.split()}
 
 
+def test_queries_are_words_of_the_test_set_spoken_alone(corpus):
+    out, prepared = corpus
+    assert validate(out / "test_queries", 16000) > 0
+    queries, data = (DataDir.read(out / name) for name in ("test_queries", "test"))
+    assert len(queries.text) == prepared.directories[out / "test_queries"].utterances > 5
+    spoken = [text.split() for text in data.text.values()]
+    for utt, word in queries.text.items():
+        assert utt == f"{queries.utt2spk[utt]}-query-{word}"
+        assert 0 < sum(word in words for words in spoken) < len(spoken)
+        assert len(queries.phn[utt].split()) >= 4
+        x = read_audio(queries.wav[utt], 16000)
+        # No silence before and after.
+        assert min(np.abs(x[:80]).max(), np.abs(x[-80:]).max()) > 0.01 * np.abs(x).max()
+        assert 0.03 < len(x) / 16000 / len(queries.phn[utt].split()) < 0.25
+    assert set(queries.utt2spk.values()) <= set(data.utt2spk.values())
+
+
 def test_levels(corpus):
     out, _ = corpus
     for entry in DataDir.read(out / "train").wav.values():
@@ -121,7 +138,8 @@ def test_command(tmp_path):
     options = ["--minutes", "0.1", "--dev_minutes", "0.05", "--test_minutes", "0.05"]
     done = subprocess.run(command + options, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["dev", "test", "train"]
+    made = sorted(path.name for path in (tmp_path / "data").iterdir())
+    assert made == ["dev", "test", "test_queries", "train"]
     done = subprocess.run(
         [*command, "--minutes", "-1"], capture_output=True, text=True, cwd=REPOSITORY
     )

@@ -67,6 +67,25 @@ def test_published_figures_stand_beside_ours(tmp_path):
     assert "\nPublished: ssl_mse, WER test_seen: 5.9 % (a table).\n" in text
 
 
+def test_query_by_example_has_a_table_of_its_own(tmp_path):
+    write_experiment(tmp_path, ["1"])
+    for y, system in enumerate(SYSTEMS):
+        path = tmp_path / "seed1" / system / "qbe" / "scores.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({name: {"mtwv": 0.1 * k + y} for k, name in enumerate(SETS)}))
+    text = enhancement_report(tmp_path, SYSTEMS, SETS, SE_SETS, ["1"], qbe_sets=SETS[:2])
+    per, wer, search, signal = tables(text)
+    assert [per, wer, signal] == tables(report(tmp_path, ["1"]))
+    assert search == [
+        ["system", *SETS[:2]],
+        ["noisy input", "0.0", "10.0"],
+        ["ssl_mse", "100.0", "110.0"],
+    ]
+    (tmp_path / "seed1" / "ssl_mse" / "qbe" / "scores.json").unlink()
+    with pytest.raises(InputError, match=r"qbe/scores\.json"):
+        enhancement_report(tmp_path, SYSTEMS, SETS, SE_SETS, ["1"], qbe_sets=SETS[:2])
+
+
 def test_one_seed(tmp_path):
     write_experiment(tmp_path, ["1"])
     text = report(tmp_path, ["1"])

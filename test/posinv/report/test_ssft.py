@@ -86,6 +86,29 @@ def test_published_figures_stand_beside_ours(expdir):
     assert "\n\nPublished: laser, PER test_clean: 4.28 (the paper).\n\n" in text
 
 
+def test_query_by_example_has_a_table_of_its_own(expdir):
+    for seed, value in (("1", 0.25), ("2", 0.3)):
+        for system in SYSTEMS:
+            path = expdir / f"seed{seed}" / system / "qbe" / "scores.json"
+            path.parent.mkdir()
+            path.write_text(json.dumps({"quesst14_eval": {"mtwv": value}}))
+    plain = ssft_report(expdir, SYSTEMS, ["test_clean"], ["1", "2"])
+    assert "MTWV" not in plain
+    published = Published({("laser", "qbe", "quesst14_eval"): ("8.1", "the paper")})
+    text = ssft_report(
+        expdir, SYSTEMS, ["test_clean"], ["1", "2"], published, qbe_sets=["quesst14_eval"]
+    )
+    assert (
+        "\n\nQuery-by-example search, maximum term weighted value (MTWV, times 100), mean" in text
+    )
+    assert rows(text, "SSL model")[1] == ["SSL model", "quesst14_eval", "published"]
+    assert rows(text, "base")[1] == ["base", "27.5 ± 3.5", ""]
+    assert rows(text, "laser")[1] == ["laser", "27.5 ± 3.5", "8.1"]
+    assert "\n\nPublished: laser, MTWV quesst14_eval: 8.1 (the paper).\n\n" in text
+    assert rows(text, "base")[0] == rows(plain, "base")[0]
+    assert rows(text, "base")[2] == rows(plain, "base")[1]
+
+
 def test_several_seeds(expdir):
     text = ssft_report(expdir, SYSTEMS, ["test_clean"], ["1", "2"])
     assert rows(text, "laser") == [

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # LibriSpeech's train-clean-100, dev-clean and test-clean: data/{train,dev,test}. Corpora are where
-# db.sh says, or are downloaded.
+# db.sh says, or are downloaded. Query-by-example search is QUESST 2014's, with --quesst14 true.
 # shellcheck disable=SC2154  # opt assigns the options
 set -euo pipefail
 . scripts/options.sh
 opt demand false "DEMAND's noises, too: data/demand/{seen,unseen}" one_of true false
 opt master64 false "the released DEMUCS, too: data/master64.th" one_of true false
+opt quesst14 false "QUESST 2014, too, for --qbe true: data/quesst14_{dev,eval}" one_of true false
 opt nj 2 "processes" positive
 parse_options "$@"
 . ./path.sh
@@ -68,4 +69,17 @@ if [ "$master64" = true ]; then
     fi
     require "$MASTER64" "MASTER64 in db.sh must be the file of the released model; empty: it is downloaded"
     ln -sfn "$(realpath "$MASTER64")" data/master64.th
+fi
+
+# ------------------------------------------------------------------------------ QUESST 2014
+if [ "$quesst14" = true ]; then
+    if [ -z "${QUESST14:-}" ]; then
+        fetch quesst14Database.tgz "$QUESST14_URL" --extract "$DOWNLOADS"
+        QUESST14=$DOWNLOADS/quesst14Database
+    fi
+    require "$QUESST14/scoring" "QUESST14 in db.sh must be the folder quesst14Database; empty: it is downloaded"
+    for split in dev eval; do
+        python3 -m posinv.bin.prepare_quesst14 --quesst14 "$QUESST14" --split "$split" \
+            --out "data/quesst14_$split" --nj "$nj"
+    done
 fi

@@ -1,0 +1,111 @@
+"""Search spoken queries in spoken documents by one layer of an SSL model, and score the search.
+
+Subsequence DTW, as S3PRL's quesst14_dtw: no training. With --enh_config and --enh_model, the SSL
+model hears queries and documents through that enhancement model, as the front end enh_ssl does.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from posinv.bin.cli import command_parser, run
+from posinv.data.audio import SAMPLING_RATE, read_audio
+from posinv.data.files import write_atomic
+from posinv.data.tables import read_table
+from posinv.errors import InputError
+from posinv.scoring.query_search import DISTANCES, score_search
+from posinv.ssl.upstream import SSLUpstream
+
+
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("--ssl", required=True, help="the SSL model: hub name or folder")
+    add("--enh_config", type=Path, help="config.yaml of an enhancement model in front of it")
+    add("--enh_model", type=Path, help="that model's checkpoint")
+    add("--layer", type=int, default=-1, help="hidden state, from 0; -1: the last")
+    add("--queries", type=Path, required=True, help="'<query> <audio>' lines, 16 kHz")
+    add("--documents", type=Path, required=True, help="'<document> <audio>' lines, 16 kHz")
+    add("--relevance", type=Path, required=True, help="a '<query> <document>' line a relevant pair")
+    add("--utt2set", type=Path, required=True, help="'<document> <test set>' lines")
+    add("--unsearched", type=Path, help="'<id> query' and '<id> document' lines: never found")
+    add("--distance", choices=DISTANCES, default="cosine_exp", help="of two frames")
+    add(
+        "--normalise",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="bring each dimension to mean 0 and variance 1 over queries and documents",
+    )
+    add("--ngpu", type=int, default=0, choices=(0, 1), help="0: CPU, 1: GPU, for the features")
+    add("--nj", type=int, default=1, help="number of processes of the search")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="JSON file for MTWV and ATWV of each set; the score of each pair goes into .tsv "
+        "beside it",
+    )
+    args = parser.parse_args()
+    if (args.enh_config is None) != (args.enh_model is None):
+        raise InputError("--enh_config and --enh_model: both are needed, or neither")
+    encode = encoder(args)
+    queries, documents = (
+        {
+            name: encode(entry, f"{scp}: {name}")
+            for name, entry in tqdm(read_table(scp).items(), desc=scp.name, unit="utterance")
+        }
+        for scp in (args.queries, args.documents)
+    )
+    results, rows = score_search(
+        queries,
+        documents,
+        read_table(args.utt2set),
+        args.relevance,
+        args.unsearched,
+        args.distance,
+        args.normalise,
+        args.nj,
+    )
+    lines = ["query\tdocument\tset\trelevant\tscore\n"]
+    lines += [f"{q}\t{d}\t{s}\t{truth:d}\t{score:.4f}\n" for q, d, s, truth, score in rows]
+    write_atomic(args.out.with_suffix(".tsv"), "".join(lines))
+    write_atomic(args.out, json.dumps(results, indent=2) + "\n")
+
+
+def encoder(args: argparse.Namespace) -> Callable[[str, str], np.ndarray]:
+    """Return a function from an entry of a wav.scp, and its name for messages, to (F, D)."""
+    device = "cuda" if args.ngpu else "cpu"
+    upstream = SSLUpstream(args.ssl).to(device)
+    separate = None
+    if args.enh_config:
+        from posinv.espnet.load import load_enhancement_model  # imports ESPnet, which takes seconds
+
+        separate = load_enhancement_model(args.enh_config, args.enh_model, device)
+
+    @torch.inference_mode()
+    def encode(entry: str, name: str) -> np.ndarray:
+        try:
+            waves = torch.from_numpy(read_audio(entry, SAMPLING_RATE))[None].to(device)
+            length = waves.shape[1]
+            if separate:
+                [enhanced] = separate(waves, fs=SAMPLING_RATE)
+                waves = torch.from_numpy(enhanced[:, :length]).to(device)
+            hidden, _ = upstream(waves, [length], layer=args.layer)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        frames = hidden[0].cpu().numpy()
+        if not np.isfinite(frames).all():
+            raise InputError(f"{name}: the SSL model's features are not finite: train it again")
+        return frames
+
+    return encode
+
+
+if __name__ == "__main__":
+    run(main)
