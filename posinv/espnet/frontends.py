@@ -126,8 +126,8 @@ class SSLFrontend(AbsFrontend):
         return hidden, frame_lengths
 
     def _layers(self, wave: torch.Tensor) -> torch.Tensor:
-        """Return one utterance's layers ``(L+1, F, D)``, from the cache if it has them."""
-        key = hashlib.blake2b(wave.cpu().numpy().tobytes(), digest_size=16).digest()
+        """Return one utterance's layers ``(L+1, F, D)``, or one, from the cache if it has them."""
+        key = hashlib.blake2b(wave.detach().cpu().numpy().tobytes(), digest_size=16).digest()
         layers = self._cache.get(key)
         if layers is None:
             layers = self.encode(wave[None], torch.tensor([wave.numel()], device=wave.device))[0]

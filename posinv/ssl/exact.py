@@ -207,6 +207,7 @@ def _filter_banks(config: PreTrainedConfig, waves: Tensor, samples: Tensor) -> T
 
 
 @cache
+@torch.inference_mode(False)  # for all later calls, whatever mode the first is in
 def _mel_filters(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the window (400,) and the filters (257, 80)."""
     extractor = SeamlessM4TFeatureExtractor()

@@ -107,6 +107,18 @@ def test_pieces_of_long_audio_have_no_seams(folders, family, frames, monkeypatch
     assert_exact(ssl, waves + 0.05, lengths, partial(alone, folders / family), family)
 
 
+def test_a_gradient_after_inference(folders, batch):
+    exact._mel_filters.cache_clear()
+    ssl = SSLUpstream(folders / "bert")
+    waves, lengths = batch([4000, 5000])
+    with torch.inference_mode():
+        expected, _ = ssl(waves, lengths)
+    hidden, _ = ssl(waves.requires_grad_(), lengths)
+    torch.testing.assert_close(hidden, expected)
+    hidden.sum().backward()
+    assert waves.grad.isfinite().all()
+
+
 def test_silence(folders, family, batch):
     waves, lengths = batch([5000, 8000])
     waves[0] = 0.0
