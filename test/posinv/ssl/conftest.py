@@ -47,8 +47,8 @@ FAMILIES = {
         **TINY, feat_extract_norm="layer", conv_bias=True, position_embeddings_type="rotary"
     ),
     "conformer-none": Wav2Vec2ConformerConfig(**TINY, position_embeddings_type=None),
-    "bert": Wav2Vec2BertConfig(**BERT),
-    "bert-relative": Wav2Vec2BertConfig(**BERT, position_embeddings_type="relative"),
+    "w2v-bert": Wav2Vec2BertConfig(**BERT),
+    "w2v-bert-relative": Wav2Vec2BertConfig(**BERT, position_embeddings_type="relative"),
 }
 
 
@@ -73,7 +73,7 @@ def folders(tmp_path_factory):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
         model.save_pretrained(root / name)
-        extractor = SeamlessM4TFeatureExtractor if "bert" in name else Wav2Vec2FeatureExtractor
+        extractor = SeamlessM4TFeatureExtractor if "w2v-bert" in name else Wav2Vec2FeatureExtractor
         extractor(do_normalize="large" in name).save_pretrained(root / name)
     return root
 

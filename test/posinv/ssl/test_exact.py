@@ -52,7 +52,7 @@ def input_of(ssl, wave):
 
 def frames_of(family, samples):
     """How many frames there are in so many samples, counted by hand."""
-    if "bert" in family:
+    if "w2v-bert" in family:
         return ((samples - 400) // 160 + 1) // 2
     frames = (samples - 400) // 320 + 1
     return frames // {"sew": 2, "sew-odd": 3}.get(family, 1)
@@ -68,7 +68,8 @@ def assert_exact(ssl, waves, lengths, oracle, family="hubert"):
         reference = oracle(waves[i, :n])
         assert hidden[:, i, :m].shape == reference.shape
         for value, expected in zip(hidden[:, i, :m], reference, strict=True):
-            assert relative_error(value, expected) < 1e-5
+            # Wav2Vec2-BERT's feature extractor rounds to float32 before it normalises.
+            assert relative_error(value, expected) < (1e-4 if "w2v-bert" in family else 1e-5)
         assert not hidden[:, i, m:].any()
 
 
@@ -81,14 +82,18 @@ def test_batch_gives_what_transformers_gives_alone(folders, family, batch):
 
 def test_gradient_wrt_waveform_is_the_lone_utterances(folders, family, batch):
     ssl = SSLUpstream(folders / family)
-    waves, lengths = batch([6000, ssl.min_samples, 3217])
+    # One frame; but Wav2Vec2-BERT brings two filter banks to +-0.7, so they have no gradient.
+    shortest = ssl.min_samples + ("w2v-bert" in family) * ssl.hop
+    waves, lengths = batch([6000, shortest, 3217])
     waves.requires_grad_()
     hidden, frames = ssl(waves, lengths)
     weights = torch.randn_like(hidden)
     (hidden * weights).sum().backward()
     for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):
         wave = waves[i : i + 1, :n].detach().requires_grad_()
-        (states(ssl.model, input_of(ssl, wave)) * weights[:, i, :m]).sum().backward()
+        expected = states(ssl.model, input_of(ssl, wave))
+        assert relative_error(hidden[:, i, :m], expected) < 1e-5
+        (expected * weights[:, i, :m]).sum().backward()
         assert relative_error(waves.grad[i, :n], wave.grad[0]) < 1e-4
         assert not waves.grad[i, n:].any()
 
@@ -109,7 +114,7 @@ def test_pieces_of_long_audio_have_no_seams(folders, family, frames, monkeypatch
 
 def test_a_gradient_after_inference(folders, batch):
     exact._mel_filters.cache_clear()
-    ssl = SSLUpstream(folders / "bert")
+    ssl = SSLUpstream(folders / "w2v-bert")
     waves, lengths = batch([4000, 5000])
     with torch.inference_mode():
         expected, _ = ssl(waves, lengths)
@@ -196,7 +201,7 @@ def test_the_model_is_left_as_it_was(folders, batch):
     "name",
     [
         *("hubert-base", "wavlm-base", "wavlm-large", "data2vec", "sew"),
-        *("conformer-relative", "conformer-rotary-large", "bert"),
+        *("conformer-relative", "conformer-rotary-large", "w2v-bert"),
     ],
 )
 def test_threads_share_a_model(folders, batch, name, threads):
@@ -235,7 +240,7 @@ def test_threads_share_a_model(folders, batch, name, threads):
     "name",
     [
         *("hubert-base", "wavlm-base", "wavlm-large", "wav2vec2-base", "wav2vec2-large", "sew"),
-        *("conformer-relative", "conformer-rotary-large", "bert"),
+        *("conformer-relative", "conformer-rotary-large", "w2v-bert"),
     ],
 )
 def test_gradient_checkpointing_changes_no_gradient(folders, batch, name, trainable, use_reentrant):
@@ -243,9 +248,8 @@ def test_gradient_checkpointing_changes_no_gradient(folders, batch, name, traina
     waves, lengths = batch([6000, 800, 3217])
     calls = []
     last = ssl.model.encoder.layers[-1]
-    (last.ffn1 if hasattr(last, "ffn1") else last.feed_forward).register_forward_hook(
-        lambda *_: calls.append(1)
-    )
+    query = last.self_attn.linear_q if hasattr(last, "self_attn") else last.attention.q_proj
+    query.register_forward_hook(lambda *_: calls.append(1))
 
     def gradients():
         calls.clear()
@@ -281,7 +285,7 @@ def test_model_output_is_transformers(folders, family):
 
 
 @pytest.mark.parametrize(
-    "name", ["hubert-base", "wavlm-large", "data2vec", "sew", "conformer-rotary-large", "bert"]
+    "name", ["hubert-base", "wavlm-large", "data2vec", "sew", "conformer-rotary-large", "w2v-bert"]
 )
 def test_masked_frames_get_the_mask_embedding(folders, batch, name):
     ssl = SSLUpstream(folders / name, normalize=False)

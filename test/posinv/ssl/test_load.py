@@ -114,7 +114,7 @@ def test_a_fairseq_checkpoint_is_told_of_the_converter(tmp_path, name):
     assert "facebook/hubert-base-ls960" in message and "microsoft/wavlm-base" in message
 
 
-@pytest.mark.parametrize("name", ["bert", "sew", "conformer-relative"])
+@pytest.mark.parametrize("name", ["w2v-bert", "sew", "conformer-relative"])
 def test_save_pretrained_for_transformers(folders, tmp_path, batch, name):
     SSLUpstream(folders / name).save_pretrained(tmp_path / name)
     saved = AutoFeatureExtractor.from_pretrained(tmp_path / name)
