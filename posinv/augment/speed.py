@@ -55,6 +55,7 @@ class SpeedPerturb:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # for all later calls, whatever mode the first is in
 def _resampler(ratio: Fraction, device: torch.device) -> torch.nn.Module:
     filters = torchaudio.transforms.Resample(
         ratio.numerator, ratio.denominator, dtype=torch.float64

@@ -7,7 +7,6 @@ utterances of different lengths: each gets the loss that it gets alone.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from espnet2.enh.loss.criterions.time_domain import TimeDomainLoss
@@ -60,7 +59,7 @@ class SSLCriterion(TimeDomainLoss, ABC):
 
     def features(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the layer's features ``(B, F, D)``, zero past the frame lengths ``(B,)``."""
-        return cast(tuple[Tensor, Tensor], self.upstream(waves, lengths, layer=self.layer))
+        return self.upstream(waves, lengths, layer=self.layer)
 
     def forward(self, ref: Tensor, inf: Tensor) -> Tensor:
         """Return the loss ``(B,)`` of enhanced ``inf (B, T)`` against clean ``ref (B, T)``.

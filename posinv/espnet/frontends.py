@@ -1,18 +1,23 @@
 """ESPnet ASR front ends over frozen models: ``ssl``, and ``enh_ssl`` with enhancement before it.
 
-Both return SUPERB's weighted sum of the SSL model's layers. Its weights are learned; they are the
-front ends' only parameters.
+Both return SUPERB's weighted sum of the SSL model's layers, or one layer. The weights are learned;
+they are the front ends' only parameters. The models before them are frozen, but a gradient goes
+through them to the waveform where something in front is trained, as in ESPnet's ``enh_s2t``.
 """
 
 import hashlib
-from typing import cast
+from fractions import Fraction
 
+import humanfriendly
 import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
+from espnet2.enh.diffusion_enh import ESPnetDiffusionModel
 
+from posinv.augment.speed import resample
 from posinv.data.audio import SAMPLING_RATE
 from posinv.errors import InputError
 from posinv.espnet.load import load_enhancement_model
+from posinv.lengths import zero_beyond
 from posinv.ssl.upstream import Frozen, SSLUpstream
 
 
@@ -26,20 +31,35 @@ class SSLFrontend(AbsFrontend):
         cache_gb: size in GiB of a cache for the layers of training and validation utterances;
             0 for no cache. From the second epoch on, an utterance in the cache isn't encoded
             again. With a cache, utterances are encoded one at a time, so that their layers don't
-            depend on the batch. It helps only where the audio is the same in every epoch.
+            depend on the batch. It helps only where the audio is the same in every epoch. Where
+            the waveforms need a gradient, the cache is neither read nor written.
+        layer: one layer in place of the weighted sum: 0 (before the transformer) to the last, or
+            -1 for the last. None: the weighted sum of all.
+        fs: sampling rate of the input in Hz, a number or as ESPnet writes it (``16k``). Other
+            rates than 16 kHz are resampled.
 
     Raises:
-        InputError: no such model, or a negative ``cache_gb``.
+        InputError: no such model or layer, a negative ``cache_gb``, or a rate that is none or
+            has no practicable ratio to 16 kHz.
     """
 
-    def __init__(self, ssl: str, cache_gb: float = 0.0) -> None:
+    def __init__(
+        self,
+        ssl: str,
+        cache_gb: float = 0.0,
+        layer: int | None = None,
+        fs: int | str = SAMPLING_RATE,
+    ) -> None:
         super().__init__()
         if cache_gb < 0:
             raise InputError(f"frontend_conf: cache_gb must be at least 0: {cache_gb}")
+        self.speed = _ratio(fs)
         upstream = SSLUpstream(ssl)
+        self.layer = None if layer is None else upstream.check_layer(layer)
         self.upstream = Frozen(upstream)
         self.feature_size = upstream.output_size
-        self.weights = torch.nn.Parameter(torch.zeros(upstream.num_layers))
+        if layer is None:
+            self.weights = torch.nn.Parameter(torch.zeros(upstream.num_layers))
         self._cache: dict[bytes, torch.Tensor] = {}
         self._cached = cache_gb > 0
         self._cache_room = cache_gb * 2**30
@@ -51,10 +71,10 @@ class SSLFrontend(AbsFrontend):
     def forward(
         self, input: torch.Tensor, input_lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weighted sum of the SSL model's layers.
+        """Return the weighted sum of the SSL model's layers, or the one chosen.
 
         Args:
-            input: waveforms ``(B, T)`` at 16 kHz.
+            input: waveforms ``(B, T)`` at the rate ``fs``.
             input_lengths: their lengths ``(B,)`` in samples.
 
         Returns:
@@ -64,17 +84,31 @@ class SSLFrontend(AbsFrontend):
         Raises:
             InputError: an utterance is shorter than one frame.
         """
-        with torch.no_grad():
-            encode = self._encode_cached if self._cached else self.encode
-            hidden, frame_lengths = encode(input, input_lengths)
+        waves, lengths = self._at_16_khz(input, input_lengths)
+        cached = self._cached and not _needs_gradient(waves)
+        layers, frame_lengths = (self._encode_cached if cached else self.encode)(waves, lengths)
+        if self.layer is not None:
+            return layers[0], frame_lengths
         weights = self.weights.softmax(dim=0)
-        return torch.einsum("l,lbfd->bfd", weights, hidden), frame_lengths
+        return torch.einsum("l,lbfd->bfd", weights, layers), frame_lengths
 
     def encode(
         self, waves: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all layers ``(L+1, B, F, D)`` and the frame counts ``(B,)``."""
-        return cast(tuple[torch.Tensor, torch.Tensor], self.upstream(waves, lengths))
+        """Return all layers ``(L+1, B, F, D)``, or one ``(1, B, F, D)``, and frame counts ``(B,)``.
+
+        Autograd records nothing unless the waveforms need a gradient.
+        """
+        layers, frame_lengths = self.upstream(waves, lengths, layer=self.layer)
+        return (layers if self.layer is None else layers[None]), frame_lengths
+
+    def _at_16_khz(
+        self, waves: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.speed == 1:
+            return waves, lengths
+        waves = resample(zero_beyond(waves, lengths), self.speed).to(waves.dtype)
+        return waves, -(-lengths * self.speed.denominator // self.speed.numerator)
 
     def _encode_cached(
         self, waves: torch.Tensor, lengths: torch.Tensor
@@ -92,8 +126,8 @@ class SSLFrontend(AbsFrontend):
         return hidden, frame_lengths
 
     def _layers(self, wave: torch.Tensor) -> torch.Tensor:
-        """Return one utterance's layers ``(L+1, F, D)``, from the cache if it has them."""
-        key = hashlib.blake2b(wave.cpu().numpy().tobytes(), digest_size=16).digest()
+        """Return one utterance's layers ``(L+1, F, D)``, or one, from the cache if it has them."""
+        key = hashlib.blake2b(wave.detach().cpu().numpy().tobytes(), digest_size=16).digest()
         layers = self._cache.get(key)
         if layers is None:
             layers = self.encode(wave[None], torch.tensor([wave.numel()], device=wave.device))[0]
@@ -111,28 +145,84 @@ class EnhSSLFrontend(SSLFrontend):
     Args:
         enh_config: the enhancement model's ``config.yaml``, as ``enh_train`` writes it.
         enh_model: its checkpoint (``*.pth``).
-        ssl, cache_gb: see :class:`SSLFrontend`.
+        ssl, cache_gb, layer, fs: see :class:`SSLFrontend`. The enhancement model hears 16 kHz.
 
     Raises:
         InputError: no such model (see :func:`~posinv.espnet.load.load_enhancement_model`).
     """
 
-    def __init__(self, ssl: str, enh_config: str, enh_model: str, cache_gb: float = 0.0) -> None:
-        super().__init__(ssl, cache_gb)
+    def __init__(
+        self,
+        ssl: str,
+        enh_config: str,
+        enh_model: str,
+        cache_gb: float = 0.0,
+        layer: int | None = None,
+        fs: int | str = SAMPLING_RATE,
+    ) -> None:
+        super().__init__(ssl, cache_gb, layer, fs)
         self.separate = load_enhancement_model(enh_config, enh_model)
 
     def encode(
         self, waves: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the layers ``(L+1, B, F, D)`` of the enhanced waveforms, and frame counts.
+        """Return the layers of the enhanced waveforms as :meth:`SSLFrontend.encode` does.
 
         Utterances are enhanced one at a time, as ``enh_inference`` does: in many of ESPnet's
         separators, padding changes the output of the utterance before it.
+
+        Raises:
+            InputError: the waveforms need a gradient, and none goes through the enhancement model.
         """
         self.separate.enh_model.to(waves.device)
         self.separate.device = waves.device
-        enhanced = torch.zeros_like(waves)
-        for b, length in enumerate(lengths.tolist()):
-            [wave] = self.separate(waves[b : b + 1, :length], fs=SAMPLING_RATE)
-            enhanced[b, :length] = torch.from_numpy(wave[0, :length])
-        return super().encode(enhanced, lengths)
+        enhance = self._enhance_with_gradient if _needs_gradient(waves) else self._enhance
+        enhanced = [
+            enhance(wave[None, :length])[0, :length]
+            for wave, length in zip(waves, lengths.tolist(), strict=True)
+        ]
+        return super().encode(torch.nn.utils.rnn.pad_sequence(enhanced, batch_first=True), lengths)
+
+    def _enhance(self, wave: torch.Tensor) -> torch.Tensor:
+        [enhanced] = self.separate(wave, fs=SAMPLING_RATE)
+        return torch.from_numpy(enhanced).to(wave)
+
+    def _enhance_with_gradient(self, wave: torch.Tensor) -> torch.Tensor:
+        """Compute what ESPnet's ``SeparateSpeech`` does, which cuts the gradient."""
+        model = self.separate.enh_model
+        if isinstance(model, ESPnetDiffusionModel) or model.always_forward_in_48k:
+            raise InputError(
+                "front end enh_ssl: no gradient goes through an enhancement model by diffusion or "
+                "with always_forward_in_48k: freeze what is in front of it, or take another model"
+            )
+        lengths = torch.tensor([wave.size(1)], device=wave.device)
+        normalized = model.normalize_variance or model.normalize_variance_per_ch
+        scale = wave.std(dim=1, keepdim=True) if normalized else 1.0
+        # cuDNN's RNNs have no gradient in eval mode.
+        with torch.backends.cudnn.flags(enabled=False):
+            [enhanced], *_ = model.forward_enhance(
+                wave / scale,
+                lengths,
+                {},
+                fs=SAMPLING_RATE if self.separate.sfi_processing else None,
+            )
+        return enhanced * scale
+
+
+def _needs_gradient(waves: torch.Tensor) -> bool:
+    return waves.requires_grad and torch.is_grad_enabled()
+
+
+def _ratio(fs: int | str) -> Fraction:
+    """Return a sampling rate over 16 kHz, if the resampling filters are of less than 10 MB."""
+    try:
+        rate = humanfriendly.parse_size(str(fs))
+    except humanfriendly.InvalidSize:
+        rate = 0
+    ratio = Fraction(rate, SAMPLING_RATE)
+    if rate < 1000 or ratio.numerator * ratio.denominator > 1_000_000:
+        raise InputError(
+            f"frontend_conf: fs: {fs}: no sampling rate that can be resampled to {SAMPLING_RATE} "
+            "Hz here, such as 8k, 22050, 44100 or 48k: resample the audio before"
+        )
+    return ratio

@@ -14,7 +14,10 @@ class _Gatherable(nn.Module):
     """Mixin: the model's outputs as tensors of one dimension, which ESPnet needs to gather them."""
 
     def forward(self, *args: Any, **batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return the loss, statistics and weight of a batch."""
+        """Return the loss, statistics and weight of a batch, which ESPnet gives by name."""
+        # ESPnet's chunk iterator gives no lengths: its chunks are whole.
+        speech = batch["speech"]
+        batch.setdefault("speech_lengths", [speech.size(1)] * len(speech))
         output = super().forward(*args, **batch)
         return force_gatherable(output, output[0].device)
 

@@ -2,29 +2,38 @@
 
 In ``transformers``, the padding of a batch changes an utterance's hidden states. Base models
 normalise the output of their first convolution over time (group norm), and in every model the
-positional convolution and the attention see the padding. :func:`extract` calls the model's own
-modules, but uses the lengths, so that each utterance gets the hidden states that it gets alone. It
-does not modify the model. So threads may share a model, and gradient checkpointing computes again
-exactly what was computed first.
+positional convolution and the attention see the padding, in conformers each layer's convolution
+too. :func:`extract` calls the model's own modules, but uses the lengths, so that each utterance
+gets the hidden states that it gets alone. It does not modify the model. So threads may share a
+model, and gradient checkpointing computes again exactly what was computed first.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, SeamlessM4TFeatureExtractor
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from posinv.errors import InputError
 from posinv.lengths import Lengths, checked_lengths, valid_mask
-from posinv.ssl.load import check_layer, frame_lengths, hop, min_samples, norm_is_last
+from posinv.ssl.load import (
+    check_layer,
+    convolutions,
+    frame_lengths,
+    min_samples,
+    norm_is_last,
+    output_lengths,
+    receptive_field,
+    total_stride,
+)
 
 _Module = Any  # a module of transformers: mypy takes an nn.Module's attributes for Tensor | Module
 
@@ -39,7 +48,8 @@ def extract(
 ) -> tuple[Tensor, Tensor]:
     """Return an SSL model's hidden states of a padded batch; each utterance's are as if alone.
 
-    Dropout is on in modules in training mode; layer drop and SpecAugment are always off.
+    Dropout is on in modules in training mode; layer drop and SpecAugment are always off. Batch
+    norm always uses its stored statistics.
 
     Args:
         model: A model of :data:`~posinv.ssl.load.MODEL_TYPES`.
@@ -47,7 +57,8 @@ def extract(
             length are not read.
         lengths: (B,) int, in samples. If they are on the CPU, nothing waits for a GPU.
         normalize: Bring each utterance to zero mean and unit variance over its true length.
-        time_mask: (B, F) bool, frames that get the model's mask embedding (masked prediction).
+        time_mask: (B, F) bool, frames that get the model's mask embedding (masked prediction). In
+            SEW, which pools them in pairs afterwards, they are the frames before that.
         layer: 0 to L, or -1 for the last: that hidden state alone, and no layer above it is
             computed. None for all.
 
@@ -63,21 +74,19 @@ def extract(
     config = model.config
     last = check_layer(config, layer)
     samples = _checked_samples(config, waves, lengths)
-    waves = _prepared(waves, samples, normalize, model.dtype)
-    frames = frame_lengths(config, samples)
-    x = _convolve(model, waves, samples)  # B, F, C
-    valid = valid_mask(frames, x.size(1), x.device)
-    projection: _Module = model.feature_projection
-    x = projection(x)
-    if isinstance(x, tuple):
-        x = x[0]
+    waves = _prepared(waves, samples, normalize)
+    if config.model_type == "wav2vec2-bert":
+        x = _filter_banks(config, waves, samples).to(model.dtype)
+    else:
+        x = _convolve(model, waves.to(model.dtype), samples)
+    valid = valid_mask(output_lengths(convolutions(config), samples), x.size(1), x.device)
+    x = _project(model, x)  # B, F, D
     if time_mask is not None:
         x = _masked(model, x, time_mask)
 
-    states = (
-        state.masked_fill(~valid[:, :, None], 0.0)
-        for state in _hidden_states(model, x, valid, last)
-    )
+    frames = frame_lengths(config, samples)
+    padding = ~valid_mask(frames, int(frames.max()), x.device)[:, :, None]
+    states = (state.masked_fill(padding, 0.0) for state in _hidden_states(model, x, valid, last))
     hidden = torch.stack(list(states)) if layer is None else deque(states, maxlen=1).pop()
     return hidden, frames.to(lengths.device) if isinstance(lengths, Tensor) else frames
 
@@ -85,9 +94,13 @@ def extract(
 def model_output(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return a model's output ``(B, F, D)``, ``last_hidden_state``, from its last hidden state.
 
-    They differ in Large models, whose encoder ends in a layer norm.
+    They differ in Large models and conformers, whose encoders end in a layer norm, and in SEW,
+    whose output has a frame for each of its convolutions' (of an odd number, the last is left out).
+    An adapter after the encoder is left out.
     """
     encoder: _Module = model.encoder
+    if model.config.model_type == "sew":
+        return encoder.upsample(hidden)
     return encoder.layer_norm(hidden) if norm_is_last(model.config) else hidden
 
 
@@ -114,14 +127,14 @@ def _checked_samples(config: PreTrainedConfig, waves: Tensor, lengths: Lengths) 
     return samples
 
 
-def _prepared(waves: Tensor, samples: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
-    """Return the model's input: zero past the lengths, normalised if asked for, of its type."""
+def _prepared(waves: Tensor, samples: Tensor, normalize: bool) -> Tensor:
+    """Return the waveforms, zero past the lengths and normalised if asked for."""
     waves = waves[:, : int(samples.max())]
     valid = valid_mask(samples, waves.size(1), waves.device)  # B, T
     waves = waves.masked_fill(~valid, 0.0)
     if normalize:
         waves = _normalize(waves.to(torch.promote_types(waves.dtype, torch.float32)), valid)
-    return waves.to(dtype)
+    return waves
 
 
 def _normalize(waves: Tensor, valid: Tensor) -> Tensor:
@@ -130,6 +143,17 @@ def _normalize(waves: Tensor, valid: Tensor) -> Tensor:
     centred = (waves - waves.sum(1, keepdim=True) / count) * valid
     variance = centred.square().sum(1, keepdim=True) / count
     return centred / (variance + 1e-7).sqrt()
+
+
+def _project(model: _Module, x: Tensor) -> Tensor:
+    """Return the features (B, F, C) in the width of the hidden states."""
+    if model.config.model_type == "sew":
+        x = model.layer_norm(x)
+        if model.project_features:
+            x = model.feature_projection(x)
+        return model.feature_dropout(x)
+    x = model.feature_projection(x)
+    return x[0] if isinstance(x, tuple) else x
 
 
 def _masked(model: _Module, x: Tensor, time_mask: Tensor) -> Tensor:
@@ -158,6 +182,37 @@ def _call(layer: _Module, forward: Callable, x: Tensor, *args: Tensor | None) ->
     if checkpoints and forward is not layer:
         return layer._gradient_checkpointing_func(forward, x, *args)
     return forward(x, *args)
+
+
+def _filter_banks(config: PreTrainedConfig, waves: Tensor, samples: Tensor) -> Tensor:
+    """Return the input of Wav2Vec2-BERT, (B, F, 160) float64, with a gradient into the waveforms.
+
+    These are Kaldi's log-mel filter banks as ``SeamlessM4TFeatureExtractor`` computes them: 80
+    every 10 ms, brought to zero mean and unit variance over the utterance, in pairs. They are in
+    float64, since one band may be far weaker than another.
+    """
+    (size, stride), (pair, _) = convolutions(config)
+    window, filters = _mel_filters(waves.device)
+    features = []
+    for wave, length in zip(waves, samples.tolist(), strict=True):
+        x = (2**15 * wave[:length].double()).unfold(0, size, stride)
+        x = x - x.mean(1, keepdim=True)
+        x = x - 0.97 * torch.cat([x[:, :1], x[:, :-1]], dim=1)
+        spectrum = torch.fft.rfft(x * window, 512)
+        power = spectrum.real.square() + spectrum.imag.square()
+        x = (power @ filters).clamp(min=torch.finfo(torch.float32).eps).log()
+        x = (x - x.mean(0)) / (x.var(0) + 1e-7).sqrt()
+        features.append(x[: len(x) // pair * pair].reshape(-1, pair * x.size(1)))
+    return nn.utils.rnn.pad_sequence(features, batch_first=True)
+
+
+@cache
+@torch.inference_mode(False)  # for all later calls, whatever mode the first is in
+def _mel_filters(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the window (400,) and the filters (257, 80)."""
+    extractor = SeamlessM4TFeatureExtractor()
+    window, filters = extractor.window, extractor.mel_filters
+    return torch.from_numpy(window).to(device), torch.from_numpy(filters).to(device)
 
 
 def _convolve(model: _Module, waves: Tensor, samples: Tensor) -> Tensor:
@@ -222,10 +277,11 @@ _PIECE_BYTES = 8 * 2**20
 def _convolve_alone(model: _Module, wave: Tensor) -> Tensor:
     """Return the convolutions' features (1, C, F) of one utterance (1, T), without gradient."""
     config, layers = model.config, list(model.feature_extractor.conv_layers)
-    kernel, stride = config.conv_kernel[0], config.conv_stride[0]
-    rows = hop(config) // stride  # of the first convolution's output, for one frame
+    steps = convolutions(config)
+    kernel, stride = steps[0]
+    rows = total_stride(steps[1:])  # of the first convolution's output, for one frame
     frames = max(1, _PIECE_BYTES // (4 * config.conv_dim[0] * rows))
-    pieces = _pieces(wave, frames, hop(config), min_samples(config))
+    pieces = _pieces(wave, frames, total_stride(steps), receptive_field(steps))
     if wave.device.type != "cpu" or len(pieces) == 1:
         pieces = [wave]
     elif _has_group_norm(layers[0]):
@@ -277,25 +333,34 @@ def _normalised_over(layer: _Module, pieces: Sequence[Tensor]) -> Callable[[Tens
 
 def _hidden_states(model: _Module, x: Tensor, valid: Tensor, last: int) -> Iterator[Tensor]:
     """Yield the hidden states (B, F, D), 0 to ``last``, of projected features (B, F, D)."""
-    encoder = model.encoder
+    config, encoder = model.config, model.encoder
+    family = config.model_type
     x = x.masked_fill(~valid[:, :, None], 0.0)
-    x = x + _position(encoder.pos_conv_embed, x, valid)
-    if not norm_is_last(model.config):
-        x = encoder.layer_norm(x)
+    conformer = family in ("wav2vec2-conformer", "wav2vec2-bert")
+    if not conformer:
+        position = _position(encoder.pos_conv_embed, x, valid)
+        if family == "sew":
+            x = encoder.pool(x.mT).mT
+            position = position[:, : x.size(1)]
+            valid = valid[:, config.squeeze_factor - 1 :: config.squeeze_factor]
+        x = x + position
+        if not norm_is_last(config):
+            x = encoder.layer_norm(x)
     x = encoder.dropout(x)
     yield x
-    wavlm = model.config.model_type == "wavlm"
-    if wavlm:
+    forward: Callable | None = None  # in place of a layer's own
+    args: tuple[Tensor | None, ...]
+    if family == "wavlm":
         size = x.size(1)
         bias = encoder.layers[0].attention.compute_bias(size, size)  # H, F, F
+        forward, args = partial(_wavlm_layer, norm_is_last(config)), (bias, valid)
+    elif conformer:
+        forward = _conformer_layer if family == "wav2vec2-conformer" else None
+        args = (_attention_mask(config, x, valid), _relative_positions(encoder, x), valid)
     else:
-        mask = _attention_mask(model.config, x, valid)
+        args = (_attention_mask(config, x, valid),)
     for layer in islice(encoder.layers, last):
-        if wavlm:
-            forward = partial(_wavlm_layer, layer, norm_is_last(model.config))
-            x = _call(layer, forward, x, bias, valid)
-        else:
-            x = _call(layer, layer, x, mask)
+        x = _call(layer, partial(forward, layer) if forward else layer, x, *args)
         yield x
 
 
@@ -308,8 +373,33 @@ def _position(embedding: _Module, x: Tensor, valid: Tensor) -> Tensor:
             x = layer(x.masked_fill(padding, 0.0))
         return x.mT
     if getattr(embedding, "batch_norm", None) is not None:
-        x = embedding.batch_norm(x).masked_fill(padding, 0.0)
+        x = _batch_norm(embedding.batch_norm, x).masked_fill(padding, 0.0)
     return embedding.activation(embedding.padding(embedding.conv(x))).mT
+
+
+def _batch_norm(norm: _Module, x: Tensor) -> Tensor:
+    """Compute batch norm of (B, C, F) with its stored statistics, also in training mode."""
+    return F.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
+
+
+def _relative_positions(encoder: _Module, x: Tensor) -> Tensor | None:
+    """Return the ``relative_position_embeddings`` of a conformer's layers for (B, F, D).
+
+    The modules that compute them in ``transformers`` keep the last ones, for any thread to find.
+    """
+    kind, embedding = encoder.config.position_embeddings_type, encoder.embed_positions
+    size = x.size(1)
+    if kind == "relative":
+        table = embedding.extend_pe(x, embedding.pe)  # 1, 2 N - 1, D
+        zero = table.size(1) // 2
+        return table[:, zero - size + 1 : zero + size]
+    if kind == "rotary":
+        times = torch.arange(size, device=x.device).to(embedding.inv_freq)
+        angles = torch.outer(times, embedding.inv_freq).tile(2)
+        return torch.stack([angles.cos(), angles.sin()])[:, :, None, None].to(x)
+    return None
 
 
 def _attention_mask(config: PreTrainedConfig, x: Tensor, valid: Tensor) -> Tensor | None:
@@ -320,14 +410,38 @@ def _attention_mask(config: PreTrainedConfig, x: Tensor, valid: Tensor) -> Tenso
     return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=valid)
 
 
+def _conformer_layer(
+    layer: _Module, x: Tensor, mask: Tensor | None, positions: Tensor | None, valid: Tensor
+) -> Tensor:
+    """Compute an encoder layer of a wav2vec2-conformer.
+
+    Args:
+        layer: The layer.
+        x: (B, F, D).
+        mask: The layer's ``attention_mask``.
+        positions: Its ``relative_position_embeddings``.
+        valid: (B, F), true at valid frames.
+    """
+    x = x + 0.5 * layer.ffn1(layer.ffn1_layer_norm(x))
+    attended, _ = layer.self_attn(layer.self_attn_layer_norm(x), mask, positions)
+    x = x + layer.self_attn_dropout(attended)
+    module = layer.conv_module
+    y = module.layer_norm(x).masked_fill(~valid[:, :, None], 0.0).mT
+    y = module.glu(module.pointwise_conv1(y))  # has no bias: zeros stay zeros
+    y = module.activation(_batch_norm(module.batch_norm, module.depthwise_conv(y)))
+    x = x + module.dropout(module.pointwise_conv2(y)).mT
+    x = x + 0.5 * layer.ffn2(layer.ffn2_layer_norm(x))
+    return layer.final_layer_norm(x)
+
+
 def _wavlm_layer(
-    layer: _Module, norm_first: bool, x: Tensor, bias: Tensor, valid: Tensor
+    norm_first: bool, layer: _Module, x: Tensor, bias: Tensor, valid: Tensor
 ) -> Tensor:
     """Compute an encoder layer of WavLM.
 
     Args:
-        layer: The layer.
         norm_first: Whether layer norms come before attention and feed-forward, as in Large models.
+        layer: The layer.
         x: (B, F, D).
         bias: (H, F, F), the relative position bias.
         valid: (B, F), true at valid frames.

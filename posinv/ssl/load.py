@@ -16,6 +16,7 @@ from transformers import (
     AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
+    SeamlessM4TFeatureExtractor,
     Wav2Vec2FeatureExtractor,
 )
 from transformers.utils import cached_file
@@ -24,7 +25,10 @@ from transformers.utils import logging as transformers_logging
 from posinv.data.files import atomic_folder
 from posinv.errors import InputError
 
-MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
+MODEL_TYPES = (
+    *("hubert", "wavlm", "wav2vec2", "data2vec-audio", "unispeech-sat", "sew"),
+    *("wav2vec2-conformer", "wav2vec2-bert"),
+)
 
 
 def load_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
@@ -37,6 +41,14 @@ def load_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
         InputError: There is no such folder or hub model, or it is not of :data:`MODEL_TYPES`.
     """
     name = str(name_or_path)
+    if name.endswith((".pt", ".pth")) or Path(name).is_file():
+        raise InputError(
+            f"SSL model {name}: a file; give a hub name or a folder of transformers. For a fairseq "
+            "checkpoint, give the hub name of the same weights (facebook/hubert-base-ls960, "
+            "microsoft/wavlm-base, facebook/wav2vec2-base), or convert it by models/hubert/"
+            "convert_hubert_original_pytorch_checkpoint_to_pytorch.py (wavlm, wav2vec2: likewise), "
+            "which is in the source repository of transformers but not in its package"
+        )
     looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
     if looks_local and not Path(name).is_dir():
         raise InputError(f"SSL model {name}: no such folder; give a folder with a config.json")
@@ -55,24 +67,58 @@ def load_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
     return config
 
 
+Steps = Sequence[tuple[int, int]]  # windows, each over the outputs of those before: size, stride
+
+
+def convolutions(config: PreTrainedConfig) -> Steps:
+    """Kernel and stride of each convolution over the samples.
+
+    Wav2Vec2-BERT has none: for it, the windows of its filter banks, and the pairs of these.
+    """
+    if config.model_type == "wav2vec2-bert":
+        return [(400, 160), (2, 2)]
+    return list(zip(config.conv_kernel, config.conv_stride, strict=True))
+
+
+def _steps(config: PreTrainedConfig) -> Steps:
+    """Return the steps from samples to frames: SEW pools what its convolutions give."""
+    pool = [(config.squeeze_factor,) * 2] if config.model_type == "sew" else []
+    return [*convolutions(config), *pool]
+
+
+def total_stride(steps: Steps) -> int:
+    """Samples from one output of the last step to the next."""
+    return math.prod(stride for _, stride in steps)
+
+
+def receptive_field(steps: Steps) -> int:
+    """Samples that one output of the last step is computed from."""
+    samples = 1
+    for size, stride in reversed(steps):
+        samples = (samples - 1) * stride + size
+    return samples
+
+
+def output_lengths(steps: Steps, lengths: Tensor) -> Tensor:
+    """Outputs of the last step for ``lengths`` samples (any shape, int)."""
+    for size, stride in steps:
+        lengths = (lengths - size).div(stride, rounding_mode="floor") + 1
+    return lengths.clamp(min=0)
+
+
 def hop(config: PreTrainedConfig) -> int:
-    """Samples from one frame to the next (320 for HuBERT: 20 ms at 16 kHz)."""
-    return math.prod(config.conv_stride)
+    """Samples from one frame to the next (320 for HuBERT: 20 ms at 16 kHz; 640 for SEW)."""
+    return total_stride(_steps(config))
 
 
 def min_samples(config: PreTrainedConfig) -> int:
-    """Samples of one frame, the convolutions' receptive field (400 for HuBERT: 25 ms)."""
-    samples = 1
-    for kernel, stride in zip(config.conv_kernel[::-1], config.conv_stride[::-1], strict=True):
-        samples = (samples - 1) * stride + kernel
-    return samples
+    """Samples of one frame (400 for HuBERT: 25 ms)."""
+    return receptive_field(_steps(config))
 
 
 def frame_lengths(config: PreTrainedConfig, lengths: Tensor) -> Tensor:
     """Frames that ``lengths`` samples (any shape, int) give; 0 for less than one frame."""
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        lengths = (lengths - kernel).div(stride, rounding_mode="floor") + 1
-    return lengths.clamp(min=0)
+    return output_lengths(_steps(config), lengths)
 
 
 def check_layer(config: PreTrainedConfig, layer: int | None) -> int:
@@ -93,11 +139,14 @@ def check_layer(config: PreTrainedConfig, layer: int | None) -> int:
 
 
 def norm_is_last(config: PreTrainedConfig) -> bool:
-    """Whether the encoder's layer norm comes after the layers (Large models), not before them.
+    """Whether the encoder's layer norm comes after the layers, not before them.
 
-    If so, it turns the last hidden state into the model's output. No hidden state depends on it.
+    So it does in Large models and conformers. There, it turns the last hidden state into the
+    model's output, and no hidden state depends on it.
     """
-    return config.model_type != "data2vec-audio" and config.do_stable_layer_norm
+    if config.model_type in ("data2vec-audio", "sew", "wav2vec2-bert"):
+        return False
+    return config.model_type == "wav2vec2-conformer" or config.do_stable_layer_norm
 
 
 def load_model(
@@ -168,7 +217,12 @@ def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normal
     with atomic_folder(Path(directory)) as fresh:
         with _no_progress_bar():
             model.save_pretrained(fresh)
-        Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(fresh)
+        extractor = (
+            SeamlessM4TFeatureExtractor
+            if model.config.model_type == "wav2vec2-bert"
+            else Wav2Vec2FeatureExtractor
+        )
+        extractor(do_normalize=normalize).save_pretrained(fresh)
         # safetensors writes files that other users cannot read.
         for file in fresh.iterdir():
             file.chmod(0o644)
@@ -178,7 +232,8 @@ def set_trainable(model: PreTrainedModel, patterns: Sequence[str]) -> None:
     """Freeze every parameter but those whose names match a shell-style pattern.
 
     Parameters that no hidden state depends on would get no gradient and are always frozen: the
-    mask embedding, an adapter after the encoder, and a Large model's final layer norm.
+    mask embedding, what comes after the encoder's layers (an adapter, SEW's upsampling, the final
+    layer norm of Large models and conformers), and the positional convolution of conformers.
 
     Raises:
         InputError: A pattern matches no parameter that the hidden states depend on.
@@ -224,10 +279,12 @@ def _train_where_trainable(module: nn.Module, unused: Set[nn.Parameter]) -> None
 
 def _unused(model: PreTrainedModel) -> Set[nn.Parameter]:
     """Return the parameters that no hidden state depends on when nothing is masked."""
-    prefixes: tuple[str, ...] = ("masked_spec_embed", "adapter.")
+    prefixes = ["masked_spec_embed", "adapter.", "intermediate_ffn.", "encoder.upsample."]
     if norm_is_last(model.config):
-        prefixes += ("encoder.layer_norm.",)
-    return {p for name, p in model.named_parameters() if name.startswith(prefixes)}
+        prefixes.append("encoder.layer_norm.")
+    if model.config.model_type == "wav2vec2-conformer":
+        prefixes.append("encoder.pos_conv_embed.")
+    return {p for name, p in model.named_parameters() if name.startswith(tuple(prefixes))}
 
 
 @contextmanager

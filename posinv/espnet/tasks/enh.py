@@ -1,11 +1,13 @@
 """ESPnet's enhancement task with posinv's separators and criteria."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from espnet2.enh.espnet_model import ESPnetEnhancementModel
 from espnet2.tasks import enh
 from espnet2.train.class_choices import ClassChoices
+from torch import Tensor
 
 from posinv.data.files import read_yaml
 from posinv.errors import InputError
@@ -19,15 +21,26 @@ MODEL_OPTIONS = (
 )
 
 
-def _tell_criteria(model: ESPnetEnhancementModel, args: tuple, kwargs: dict) -> None:
-    """Set the batch's utterance ids and lengths in each SSL criterion, before the forward.
+def tell_criteria(
+    model: ESPnetEnhancementModel, utt_ids: Sequence[str], lengths: Tensor | None
+) -> None:
+    """Set a batch's utterance ids and lengths in each SSL criterion, before the model's forward.
 
     ESPnet's loss wrappers pass only the reference and the estimate to a criterion.
+
+    Args:
+        model: the enhancement model.
+        utt_ids: the B utterance ids.
+        lengths: ``(B,)`` int, in samples. None: no row is padded, as in ESPnet's chunk iterator.
     """
     for wrapper in model.loss_wrappers:
         if isinstance(wrapper.criterion, SSLCriterion):
-            wrapper.criterion.utt_ids = kwargs["utt_id"]
-            wrapper.criterion.lengths = kwargs.get("speech_mix_lengths")
+            wrapper.criterion.utt_ids = utt_ids
+            wrapper.criterion.lengths = lengths
+
+
+def _before_forward(model: ESPnetEnhancementModel, args: tuple, kwargs: dict) -> None:
+    tell_criteria(model, kwargs["utt_id"], kwargs.get("speech_mix_lengths"))
 
 
 class EnhancementTask(enh.EnhancementTask):
@@ -88,7 +101,7 @@ class EnhancementTask(enh.EnhancementTask):
                     )
         model = super().build_model(args)
         if model.loss_wrappers:
-            model.register_forward_pre_hook(_tell_criteria, with_kwargs=True)
+            model.register_forward_pre_hook(_before_forward, with_kwargs=True)
         return model
 
 

@@ -1,5 +1,8 @@
+import math
+
 import pytest
 import torch
+import torchaudio
 from transformers import HubertModel
 
 from posinv.errors import InputError
@@ -15,12 +18,16 @@ def waves():
     return torch.randn(3, 4000)
 
 
+def expected_layers(tiny_ssl, wave):
+    """transformers' layers ``(L+1, F, D)`` for one utterance."""
+    model = HubertModel.from_pretrained(tiny_ssl).eval().requires_grad_(False)
+    return torch.stack(model(wave[None], output_hidden_states=True).hidden_states)[:, 0]
+
+
 def expected_features(tiny_ssl, wave, weights):
     """The expected features: the weighted sum of transformers' layers for one utterance."""
-    model = HubertModel.from_pretrained(tiny_ssl).eval()
-    with torch.no_grad():
-        layers = torch.stack(model(wave[None], output_hidden_states=True).hidden_states)[:, 0]
-    return (torch.softmax(weights, 0)[:, None, None] * layers).sum(dim=0)
+    layers = expected_layers(tiny_ssl, wave)
+    return (torch.softmax(weights.detach(), 0)[:, None, None] * layers).sum(dim=0)
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
@@ -46,6 +53,93 @@ def test_only_the_weights_train_and_are_saved(tiny_ssl, waves):
     assert frontend.weights.grad.abs().sum() > 0
     assert list(frontend.state_dict()) == ["weights"]
     assert not frontend.upstream.module.training
+
+
+def assert_gradient(frontend, waves, lengths, expected):
+    """The waveforms' gradient is that of ``expected``, a function of one utterance ``(T,)``."""
+    waves = waves.clone().requires_grad_()
+    features, frames = frontend(waves, lengths)
+    direction = torch.randn_like(features)
+    (features * direction).sum().backward()
+    for b, (length, count) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
+        wave = waves[b, :length].detach().requires_grad_()
+        own = expected(wave)
+        torch.testing.assert_close(features[b, :count], own, rtol=1e-4, atol=1e-5)
+        (own * direction[b, :count]).sum().backward()
+        error = (waves.grad[b, :length] - wave.grad).norm() / wave.grad.norm()
+        assert error < 1e-4
+        assert not waves.grad[b, length:].any()
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_a_gradient_reaches_the_waveform(tiny_ssl, waves, cache_gb):
+    frontend = SSLFrontend(tiny_ssl, cache_gb=cache_gb).train()
+    with torch.no_grad():
+        frontend.weights.copy_(torch.tensor([0.3, -1.0, 2.0, 0.1]))
+    frontend(waves[:2], LENGTHS[:2])  # into the cache, if there is one
+    cached = dict(frontend._cache)
+    assert_gradient(
+        *(frontend, waves, LENGTHS),
+        lambda wave: expected_features(tiny_ssl, wave, frontend.weights),
+    )
+    assert frontend._cache == cached
+    assert not any(layers.requires_grad for layers in cached.values())
+    assert all(p.grad is None for p in frontend.upstream.module.parameters())
+    assert not any(module.training for module in frontend.upstream.module.modules())
+
+
+def saved_values(frontend, waves):
+    """How many values autograd keeps for the backward."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.setdefault(x.data_ptr(), x), lambda x: x
+    ):
+        frontend(waves, LENGTHS)
+    return sum(x.numel() for x in kept.values())
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_no_graph_where_nothing_in_front_learns(tiny_ssl, enh_dir, waves, enhanced):
+    files = str(enh_dir / "config.yaml"), str(enh_dir / "valid.loss.best.pth")
+    frontend = EnhSSLFrontend(tiny_ssl, *files) if enhanced else SSLFrontend(tiny_ssl)
+    layers, _ = frontend.encode(waves, LENGTHS)
+    assert layers.grad_fn is None and not layers.requires_grad
+    alone = saved_values(frontend, waves)
+    assert alone <= layers.numel() + 2 * len(layers)  # the layers, for their weights' gradient
+    assert saved_values(frontend, waves.clone().requires_grad_()) > 10 * alone
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+@pytest.mark.parametrize("layer", [0, 2, -1])
+def test_one_layer(tiny_ssl, waves, layer, cache_gb):
+    frontend = SSLFrontend(tiny_ssl, cache_gb=cache_gb, layer=layer)
+    assert not list(frontend.parameters()) and not frontend.state_dict()
+    for _ in range(2):
+        features, lengths = frontend(waves, LENGTHS)
+        for b, length in enumerate(LENGTHS.tolist()):
+            expected = expected_layers(tiny_ssl, waves[b, :length])[layer]
+            torch.testing.assert_close(features[b, : lengths[b]], expected, rtol=1e-4, atol=1e-5)
+    assert_gradient(
+        *(frontend, waves, LENGTHS), lambda wave: expected_layers(tiny_ssl, wave)[layer]
+    )
+
+
+@pytest.mark.parametrize(("fs", "rate"), [("8k", 8000), (44100, 44100), (16000, 16000)])
+def test_other_sampling_rates_are_resampled(tiny_ssl, waves, fs, rate):
+    def expected(wave):
+        wave = torchaudio.functional.resample(wave.double(), rate, 16000).float()
+        return expected_features(tiny_ssl, wave, frontend.weights)
+
+    frontend = SSLFrontend(tiny_ssl, fs=fs)
+    lengths = torch.tensor([4000, 1111, 2345])
+    with torch.inference_mode():
+        features, frames = frontend(waves, lengths)
+    samples = [math.ceil(length * 16000 / rate) for length in lengths.tolist()]
+    assert frames.tolist() == [(n - 400) // 320 + 1 for n in samples]
+    for b, length in enumerate(lengths.tolist()):
+        own = features[b, : frames[b]]
+        torch.testing.assert_close(own, expected(waves[b, :length]), rtol=1e-4, atol=1e-5)
+    assert_gradient(frontend, waves, lengths, expected)
 
 
 def test_cache_encodes_an_utterance_once_and_keeps_to_its_room(tiny_ssl, waves, monkeypatch):
@@ -82,6 +176,33 @@ def test_enh_ssl_is_ssl_of_enhanced_speech(tiny_ssl, enh_dir, waves, cache_gb):
     assert [name for name, _ in frontend.named_parameters()] == ["weights"]
 
 
+@pytest.mark.parametrize("normalize_variance", [False, True])
+@pytest.mark.parametrize("kind", ["demucs", "stft"])
+def test_a_gradient_goes_through_enh_ssl(
+    tiny_ssl, enh_dir, stft_dir, waves, kind, normalize_variance
+):
+    def expected(wave):
+        scale = wave.std() if normalize_variance else 1.0
+        lengths = torch.tensor([len(wave)])
+        enhanced = model.forward_enhance(wave[None] / scale, lengths, {})[0][0]
+        return expected_features(tiny_ssl, enhanced[0, : len(wave)] * scale, frontend.weights)
+
+    files = {
+        "demucs": (str(enh_dir / "config.yaml"), str(enh_dir / "valid.loss.best.pth")),
+        "stft": (str(stft_dir / "config.yaml"), str(stft_dir / "model.pth")),
+    }[kind]
+    model, _ = EnhancementTask.build_model_from_file(*files, "cpu")
+    model.eval().requires_grad_(False)
+    frontend = EnhSSLFrontend(tiny_ssl, *files)
+    frontend.separate.enh_model.normalize_variance = normalize_variance
+    assert_gradient(frontend, waves, LENGTHS, expected)
+    without, _ = frontend(waves, LENGTHS)
+    torch.testing.assert_close(frontend(waves.requires_grad_(), LENGTHS)[0], without)
+    frontend.separate.enh_model.always_forward_in_48k = True
+    with pytest.raises(InputError, match=r"no gradient goes through .* always_forward_in_48k"):
+        frontend(waves, LENGTHS)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_enh_ssl_follows_the_device(tiny_ssl, enh_dir, waves):
     files = str(enh_dir / "config.yaml"), str(enh_dir / "valid.loss.best.pth")
@@ -89,11 +210,21 @@ def test_enh_ssl_follows_the_device(tiny_ssl, enh_dir, waves):
     on_cpu, _ = frontend(waves, LENGTHS)
     on_gpu, _ = frontend.cuda()(waves.cuda(), LENGTHS.cuda())
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-4)
+    gradients = [
+        torch.autograd.grad(frontend(leaf, LENGTHS.to(leaf.device))[0].square().sum(), leaf)[0]
+        for leaf in (waves.cuda().requires_grad_(), waves.clone().requires_grad_())
+    ]
+    torch.testing.assert_close(gradients[0].cpu(), gradients[1], rtol=1e-2, atol=1e-3)
 
 
 def test_bad_input(tiny_ssl, enh_dir):
     with pytest.raises(InputError, match="cache_gb must be at least 0"):
         SSLFrontend(tiny_ssl, cache_gb=-1)
+    with pytest.raises(InputError, match="layer 4 is out of range"):
+        SSLFrontend(tiny_ssl, layer=4)
+    for fs in ("fast", 0, 16, 15999):
+        with pytest.raises(InputError, match=f"fs: {fs}: no sampling rate"):
+            SSLFrontend(tiny_ssl, fs=fs)
     with pytest.raises(InputError, match=r"enhancement model nowhere.yaml: No such file"):
         EnhSSLFrontend(tiny_ssl, "nowhere.yaml", str(enh_dir / "valid.loss.best.pth"))
     with pytest.raises(InputError, match="399 samples, less than the 400"):

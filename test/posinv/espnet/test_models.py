@@ -1,5 +1,6 @@
 """Other people's models in posinv's tasks: ESPnet's for enhancement, transformers' SSL models."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -11,7 +12,17 @@ import torch
 import yaml
 from espnet2.bin import enh_inference
 from tiny_ssl import TINY_SSL
-from transformers import AutoModel, Data2VecAudioConfig, HubertConfig, Wav2Vec2Config, WavLMConfig
+from transformers import (
+    AutoModel,
+    Data2VecAudioConfig,
+    HubertConfig,
+    SEWConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2BertConfig,
+    Wav2Vec2Config,
+    Wav2Vec2ConformerConfig,
+    WavLMConfig,
+)
 
 from posinv.bin import enh_import
 from posinv.errors import InputError
@@ -28,6 +39,14 @@ SSL = {
     "wav2vec2": Wav2Vec2Config(**TINY_SSL),
     "data2vec-audio": Data2VecAudioConfig(
         **{**TINY_SSL, "num_conv_pos_embeddings": 2}, conv_pos_kernel_size=7
+    ),
+    "unispeech-sat": UniSpeechSatConfig(**TINY_SSL),
+    "sew": SEWConfig(
+        **TINY_SSL, conv_kernel=[10, 3, 3, 3, 3, 2, 2], conv_stride=[5, 2, 2, 2, 2, 2, 2]
+    ),
+    "wav2vec2-conformer": Wav2Vec2ConformerConfig(**TINY_SSL),
+    "wav2vec2-bert": Wav2Vec2BertConfig(
+        **{key: value for key, value in TINY_SSL.items() if "conv" not in key}
     ),
 }
 MODELS = {
@@ -173,6 +192,24 @@ def test_ssl_model(name, data, ssl_models, tmp_path):
     log_of_loss = yaml.safe_load((tmp_path / "enh" / "config.yaml").read_text())["criterions"]
     assert log_of_loss[0]["conf"]["ssl"] == str(ssl_folder)
     assert all(torch.isfinite(v).all() for v in torch.load(checkpoint, weights_only=True).values())
+
+
+@pytest.mark.parametrize("task", [EnhancementTask, SSFTTask])
+def test_chunks(task, data, ssl_models, tmp_path):
+    """ESPnet's chunk iterator, which gives no lengths."""
+    chunks = {"iterator_type": "chunk", "chunk_length": "1600,2000", "num_cache_chunks": 4}
+    ssl = ("--ssl", ssl_models / "hubert")
+    if task is EnhancementTask:
+        names, config = ("speech_mix", "speech_ref1"), MODELS["demucs"] | chunks
+        ssl += ("--criterion_file", SMALL / "criteria" / "ssl_softdtw.yaml")
+    else:
+        names, config = ("speech",), chunks
+    folder = tmp_path / "exp"
+    checkpoint = train(task, data, folder, config, *ssl, names=names)
+    state = torch.load(checkpoint, weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state.values())
+    epoch = torch.load(folder / "checkpoint.pth", weights_only=False)["reporter"]["stats"][1]
+    assert math.isfinite(epoch["valid"]["loss"])
 
 
 def test_weights_of_an_espnet_training_are_imported(data, tmp_path, monkeypatch):

@@ -7,7 +7,12 @@ from transformers import (
     AutoModel,
     Data2VecAudioConfig,
     HubertConfig,
+    SeamlessM4TFeatureExtractor,
+    SEWConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2BertConfig,
     Wav2Vec2Config,
+    Wav2Vec2ConformerConfig,
     Wav2Vec2FeatureExtractor,
     WavLMConfig,
 )
@@ -15,6 +20,8 @@ from transformers import (
 TINY = {**TINY_SSL, "num_hidden_layers": 3}
 GROUP = {"feat_extract_norm": "group"}
 LAYER = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
+CONVOLUTIONS = {"conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
+BERT = {key: value for key, value in TINY.items() if "conv" not in key}
 FAMILIES = {
     "hubert-base": HubertConfig(**TINY, **GROUP),
     "hubert-large": HubertConfig(**TINY, **LAYER),
@@ -26,6 +33,22 @@ FAMILIES = {
     "data2vec": Data2VecAudioConfig(
         **{**TINY, "num_conv_pos_embeddings": 3}, conv_pos_kernel_size=7
     ),
+    "unispeech-sat-base": UniSpeechSatConfig(**TINY, **GROUP),
+    "unispeech-sat-large": UniSpeechSatConfig(**TINY, **LAYER),
+    "sew": SEWConfig(**TINY, **CONVOLUTIONS, **GROUP),
+    "sew-odd": SEWConfig(
+        **{**TINY, "num_conv_pos_embeddings": 15, "conv_dim": [32] * 7},
+        **CONVOLUTIONS,
+        squeeze_factor=3,
+        feat_extract_norm="layer",
+    ),
+    "conformer-relative": Wav2Vec2ConformerConfig(**TINY, **GROUP),
+    "conformer-rotary-large": Wav2Vec2ConformerConfig(
+        **TINY, feat_extract_norm="layer", conv_bias=True, position_embeddings_type="rotary"
+    ),
+    "conformer-none": Wav2Vec2ConformerConfig(**TINY, position_embeddings_type=None),
+    "w2v-bert": Wav2Vec2BertConfig(**BERT),
+    "w2v-bert-relative": Wav2Vec2BertConfig(**BERT, position_embeddings_type="relative"),
 }
 
 
@@ -50,7 +73,8 @@ def folders(tmp_path_factory):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
         model.save_pretrained(root / name)
-        Wav2Vec2FeatureExtractor(do_normalize="large" in name).save_pretrained(root / name)
+        extractor = SeamlessM4TFeatureExtractor if "w2v-bert" in name else Wav2Vec2FeatureExtractor
+        extractor(do_normalize="large" in name).save_pretrained(root / name)
     return root
 
 

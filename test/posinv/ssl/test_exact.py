@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModel, HubertConfig, Wav2Vec2FeatureExtractor
+from torchaudio.compliance import kaldi
+from transformers import AutoFeatureExtractor, AutoModel, HubertConfig
 
 from posinv.errors import InputError
 from posinv.ssl import exact
@@ -30,45 +31,69 @@ def states(model, values, **options):
 def alone(folder, wave):
     """The oracle: transformers and its feature extractor on one utterance."""
     model = AutoModel.from_pretrained(folder).eval()
-    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
-    return states(
-        model, extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_values
-    )
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    values = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt")
+    if "input_features" in values:  # the last pair may have one filter bank alone
+        return states(model, values["input_features"][:, : values["attention_mask"].sum()])
+    return states(model, values["input_values"])
+
+
+def input_of(ssl, wave):
+    """What transformers' model takes for one utterance (1, T), with a gradient."""
+    if ssl.config.model_type == "wav2vec2-bert":
+        wave = wave.double() * 2**15
+        x = kaldi.fbank(wave, num_mel_bins=80, window_type="povey", dither=0.0)
+        x = (x - x.mean(0)) / (x.var(0) + 1e-7).sqrt()
+        return x[: len(x) // 2 * 2].reshape(1, -1, 160).float()
+    if ssl.normalize:
+        return (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
+    return wave
+
+
+def frames_of(family, samples):
+    """How many frames there are in so many samples, counted by hand."""
+    if "w2v-bert" in family:
+        return ((samples - 400) // 160 + 1) // 2
+    frames = (samples - 400) // 320 + 1
+    return frames // {"sew": 2, "sew-odd": 3}.get(family, 1)
 
 
 @torch.no_grad()
-def assert_exact(ssl, waves, lengths, oracle):
+def assert_exact(ssl, waves, lengths, oracle, family="hubert"):
     """A batch gives what the oracle gives for each utterance alone, and zero past its end."""
     hidden, frames = ssl(waves, lengths)
     assert hidden.shape == (ssl.num_layers, len(waves), frames.max(), ssl.output_size)
-    assert frames.tolist() == [(n - 400) // 320 + 1 for n in lengths.tolist()]
+    assert frames.tolist() == [frames_of(family, n) for n in lengths.tolist()]
     for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):
         reference = oracle(waves[i, :n])
         assert hidden[:, i, :m].shape == reference.shape
         for value, expected in zip(hidden[:, i, :m], reference, strict=True):
-            assert relative_error(value, expected) < 1e-5
+            # Wav2Vec2-BERT's feature extractor rounds to float32 before it normalises.
+            assert relative_error(value, expected) < (1e-4 if "w2v-bert" in family else 1e-5)
         assert not hidden[:, i, m:].any()
 
 
 def test_batch_gives_what_transformers_gives_alone(folders, family, batch):
-    waves, lengths = batch([16000, 400, 7777, 719, 720, 23456], scale=0.1)
     ssl = SSLUpstream(folders / family)
-    assert_exact(ssl, waves + 0.05, lengths, partial(alone, folders / family))
+    one, hop = ssl.min_samples, ssl.hop
+    waves, lengths = batch([16000, one, 7777, one + hop - 1, one + hop, 23456], scale=0.1)
+    assert_exact(ssl, waves + 0.05, lengths, partial(alone, folders / family), family)
 
 
 def test_gradient_wrt_waveform_is_the_lone_utterances(folders, family, batch):
-    waves, lengths = batch([6000, 400, 3217])
     ssl = SSLUpstream(folders / family)
+    # One frame; but Wav2Vec2-BERT brings two filter banks to +-0.7, so they have no gradient.
+    shortest = ssl.min_samples + ("w2v-bert" in family) * ssl.hop
+    waves, lengths = batch([6000, shortest, 3217])
     waves.requires_grad_()
     hidden, frames = ssl(waves, lengths)
     weights = torch.randn_like(hidden)
     (hidden * weights).sum().backward()
     for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):
         wave = waves[i : i + 1, :n].detach().requires_grad_()
-        values = wave
-        if ssl.normalize:
-            values = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
-        (states(ssl.model, values) * weights[:, i, :m]).sum().backward()
+        expected = states(ssl.model, input_of(ssl, wave))
+        assert relative_error(hidden[:, i, :m], expected) < 1e-5
+        (expected * weights[:, i, :m]).sum().backward()
         assert relative_error(waves.grad[i, :n], wave.grad[0]) < 1e-4
         assert not waves.grad[i, n:].any()
 
@@ -81,15 +106,29 @@ def test_thirty_seconds_beside_one_frame(folders, name, batch):
 @pytest.mark.parametrize("frames", [1, 3])
 def test_pieces_of_long_audio_have_no_seams(folders, family, frames, monkeypatch, batch):
     monkeypatch.setattr(exact, "_PIECE_BYTES", frames * 64 * 4 * 16)
-    waves, lengths = batch([400, 720, 1359, 1360, 16000], scale=0.1)
     ssl = SSLUpstream(folders / family)
-    assert_exact(ssl, waves + 0.05, lengths, partial(alone, folders / family))
+    one = ssl.min_samples
+    waves, lengths = batch([one, one + 320, one + 959, one + 960, 16000], scale=0.1)
+    assert_exact(ssl, waves + 0.05, lengths, partial(alone, folders / family), family)
+
+
+def test_a_gradient_after_inference(folders, batch):
+    exact._mel_filters.cache_clear()
+    ssl = SSLUpstream(folders / "w2v-bert")
+    waves, lengths = batch([4000, 5000])
+    with torch.inference_mode():
+        expected, _ = ssl(waves, lengths)
+    hidden, _ = ssl(waves.requires_grad_(), lengths)
+    torch.testing.assert_close(hidden, expected)
+    hidden.sum().backward()
+    assert waves.grad.isfinite().all()
 
 
 def test_silence(folders, family, batch):
     waves, lengths = batch([5000, 8000])
     waves[0] = 0.0
-    assert_exact(SSLUpstream(folders / family), waves, lengths, partial(alone, folders / family))
+    ssl = SSLUpstream(folders / family)
+    assert_exact(ssl, waves, lengths, partial(alone, folders / family), family)
 
 
 @settings(max_examples=25, deadline=None)
@@ -158,11 +197,17 @@ def test_the_model_is_left_as_it_was(folders, batch):
 
 
 @pytest.mark.parametrize("threads", [2, 4])
-@pytest.mark.parametrize("name", ["hubert-base", "wavlm-base", "wavlm-large", "data2vec"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hubert-base", "wavlm-base", "wavlm-large", "data2vec", "sew"),
+        *("conformer-relative", "conformer-rotary-large", "w2v-bert"),
+    ],
+)
 def test_threads_share_a_model(folders, batch, name, threads):
     ssl = SSLUpstream(folders / name)
     before = state_of(ssl)
-    batches = [batch([6000 + 999 * i, 400, 3000 + 555 * i]) for i in range(threads)]
+    batches = [batch([6000 + 999 * i, 800, 3000 + 555 * i]) for i in range(threads)]
     start = Barrier(threads)
 
     def features(waves, lengths):
@@ -192,13 +237,19 @@ def test_threads_share_a_model(folders, batch, name, threads):
     "trainable", [["*"], ["feature_projection.*", "encoder.*"], ["encoder.layers.[12].*"]]
 )
 @pytest.mark.parametrize(
-    "name", ["hubert-base", "wavlm-base", "wavlm-large", "wav2vec2-base", "wav2vec2-large"]
+    "name",
+    [
+        *("hubert-base", "wavlm-base", "wavlm-large", "wav2vec2-base", "wav2vec2-large", "sew"),
+        *("conformer-relative", "conformer-rotary-large", "w2v-bert"),
+    ],
 )
 def test_gradient_checkpointing_changes_no_gradient(folders, batch, name, trainable, use_reentrant):
     ssl = SSLUpstream(folders / name, trainable=trainable).train()
-    waves, lengths = batch([6000, 400, 3217])
+    waves, lengths = batch([6000, 800, 3217])
     calls = []
-    ssl.model.encoder.layers[-1].attention.q_proj.register_forward_hook(lambda *_: calls.append(1))
+    last = ssl.model.encoder.layers[-1]
+    query = last.self_attn.linear_q if hasattr(last, "self_attn") else last.attention.q_proj
+    query.register_forward_hook(lambda *_: calls.append(1))
 
     def gradients():
         calls.clear()
@@ -224,24 +275,52 @@ def test_model_output_is_transformers(folders, family):
     wave = torch.randn(1, 5000)
     with torch.no_grad():
         hidden, _ = ssl(wave, [5000], layer=-1)
-        expected = ssl.model(wave).last_hidden_state
-        assert relative_error(model_output(ssl.model, hidden), expected) < 1e-5
+        expected = ssl.model(input_of(ssl, wave)).last_hidden_state
+        output = model_output(ssl.model, hidden)
+        if family == "sew":  # 15 frames, so that one has no pair
+            assert not expected[:, 14:].any()
+            expected = expected[:, :14]
+        assert output.shape == expected.shape
+        assert relative_error(output, expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["hubert-base", "wavlm-large", "data2vec"])
+@pytest.mark.parametrize(
+    "name", ["hubert-base", "wavlm-large", "data2vec", "sew", "conformer-rotary-large", "w2v-bert"]
+)
 def test_masked_frames_get_the_mask_embedding(folders, batch, name):
-    model = SSLUpstream(folders / name).model
+    ssl = SSLUpstream(folders / name, normalize=False)
     waves, lengths = batch([4000, 5000])
-    mask = torch.rand(2, 15) < 0.5
-    hidden, frames = extract(model, waves, lengths, time_mask=mask)
-    for i, (n, m) in enumerate(zip(lengths, frames, strict=True)):
-        expected = states(model, waves[i : i + 1, :n], mask_time_indices=mask[i : i + 1, :m])
+    before_pooling = "hubert" if name == "sew" else name
+    longest = frames_of(before_pooling, 5000)
+    mask = torch.rand(2, longest) < 0.5
+    hidden, frames = extract(ssl.model, waves, lengths, time_mask=mask)
+    for i, (n, m) in enumerate(zip(lengths.tolist(), frames, strict=True)):
+        own = mask[i : i + 1, : frames_of(before_pooling, n)]
+        expected = states(ssl.model, input_of(ssl, waves[i : i + 1, :n]), mask_time_indices=own)
         assert relative_error(hidden[:, i, :m], expected) < 1e-5
-    with pytest.raises(InputError, match=r"time_mask must be \(2, 15\), got shape \(2, 14\)"):
-        extract(model, waves, lengths, time_mask=mask[:, :14])
-    del model.masked_spec_embed
+    with pytest.raises(
+        InputError, match=rf"time_mask must be \(2, {longest}\), got shape \(2, {longest - 1}\)"
+    ):
+        extract(ssl.model, waves, lengths, time_mask=mask[:, :-1])
+    del ssl.model.masked_spec_embed
     with pytest.raises(InputError, match="this SSL model has no mask embedding"):
-        extract(model, waves, lengths, time_mask=mask)
+        extract(ssl.model, waves, lengths, time_mask=mask)
+
+
+@pytest.mark.parametrize("name", ["hubert-batchnorm", "conformer-relative"])
+def test_batch_norm_uses_its_stored_statistics_in_training(folders, batch, name):
+    ssl = SSLUpstream(folders / name, trainable=["*"]).train()
+    for module in ssl.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    statistics = {n: b.clone() for n, b in ssl.named_buffers() if "running" in n}
+    assert statistics
+    waves, lengths = batch([8000, 5000])
+    trained = ssl(waves, lengths)[0]
+    assert all(torch.equal(statistics[n], b) for n, b in ssl.named_buffers() if n in statistics)
+    torch.testing.assert_close(trained, ssl.eval()(waves, lengths)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

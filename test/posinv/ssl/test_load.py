@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_ssl import TINY_SSL
 from torch.nn.parallel import DistributedDataParallel
-from transformers import BertConfig, Wav2Vec2Config
+from transformers import AutoFeatureExtractor, BertConfig, Wav2Vec2Config
 
 from posinv.errors import InputError
 from posinv.ssl.load import check_layer, load_config
@@ -99,6 +99,29 @@ def test_models_that_cannot_be_loaded(folders, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no-such-model-here: neither") as caught:
         load_config("no-such-model-here")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["{}/hubert_base_ls960.pt", "WavLM-Base.pt", "{}/weights"])
+def test_a_fairseq_checkpoint_is_told_of_the_converter(tmp_path, name):
+    (tmp_path / "hubert_base_ls960.pt").write_bytes(b"PK")
+    (tmp_path / "weights").write_bytes(b"PK")
+    name = name.format(tmp_path)
+    with pytest.raises(InputError) as caught:
+        SSLUpstream(name)
+    message = str(caught.value)
+    assert message.startswith(f"SSL model {name}: a file") and "\n" not in message
+    assert "convert_hubert_original_pytorch_checkpoint_to_pytorch.py" in message
+    assert "facebook/hubert-base-ls960" in message and "microsoft/wavlm-base" in message
+
+
+@pytest.mark.parametrize("name", ["w2v-bert", "sew", "conformer-relative"])
+def test_save_pretrained_for_transformers(folders, tmp_path, batch, name):
+    SSLUpstream(folders / name).save_pretrained(tmp_path / name)
+    saved = AutoFeatureExtractor.from_pretrained(tmp_path / name)
+    assert type(saved) is type(AutoFeatureExtractor.from_pretrained(folders / name))
+    waves, lengths = batch([4000, 5000])
+    found, expected = (SSLUpstream(top / name)(waves, lengths) for top in (tmp_path, folders))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_what_is_trained_gets_a_gradient(folders, batch, family):

@@ -17,6 +17,17 @@ def test_a_frozen_model_stays_in_eval_mode(folders):
     assert SSLUpstream(folders / "hubert-base", trainable=["*"]).train().model.training
 
 
+def test_a_frozen_model_builds_no_graph_but_passes_a_gradient_on(folders, batch, family):
+    ssl = SSLUpstream(folders / family)
+    waves, lengths = batch([4000, 5000])
+    hidden, _ = ssl(waves, lengths)
+    assert hidden.grad_fn is None and not hidden.requires_grad
+    hidden, _ = ssl(waves.requires_grad_(), lengths)
+    hidden.square().sum().backward()
+    assert all(waves.grad[b, :n].any() for b, n in enumerate(lengths))
+    assert all(p.grad is None for p in ssl.parameters())
+
+
 def test_frozen_is_invisible_to_its_holder(folders, batch):
     frozen = Frozen(SSLUpstream(folders / "hubert-base", trainable=["*"]).train())
     assert not frozen.module.training
@@ -47,7 +58,7 @@ def test_frozen_follows_its_inputs_device():
 
 def test_one_hidden_state(folders, batch, family):
     ssl = SSLUpstream(folders / family)
-    waves, lengths = batch([4000, 400, 5000])
+    waves, lengths = batch([4000, ssl.min_samples, 5000])
     hidden, frames = ssl(waves, lengths)
     for layer in (0, 1, 2, 3, -1):
         one, one_frames = ssl(waves, lengths, layer=layer)
@@ -61,6 +72,7 @@ def test_layers_above_one_are_not_computed(folders, batch, family):
     ssl = SSLUpstream(folders / family)
     computed = []
     for index, layer in enumerate(ssl.model.encoder.layers):
-        layer.feed_forward.register_forward_hook(lambda *_, index=index: computed.append(index))
+        block = layer.ffn1 if hasattr(layer, "ffn1") else layer.feed_forward
+        block.register_forward_hook(lambda *_, index=index: computed.append(index))
     ssl(*batch([4000, 5000]), layer=2)
     assert computed == [0, 1]
