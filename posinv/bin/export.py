@@ -1,7 +1,8 @@
-"""Export a trained model: an SSL model for transformers, a DEMUCS as a state dict for denoiser.
+"""Export a trained model: an SSL model for transformers, a DEMUCS for denoiser.
 
 --exp is a training directory of pretrain_train, ssft_train or enh_train. The exported folder has a
-model card, README.md, which says how to load the model.
+model card, README.md, which says how to load the model, also with S3PRL. --push uploads it to the
+Hugging Face hub.
 """
 
 import shlex
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 from posinv.bin.cli import command_parser, run
+from posinv.errors import InputError
 from posinv.inference.export import export
+from posinv.inference.hub import check_hub, push_folder
 
 
 def main() -> None:
@@ -31,8 +34,23 @@ def main() -> None:
         "it is taken from that model's own card",
     )
     parser.add_argument("--name", help="title of the card; by default the name of --out")
-    args = parser.parse_args()
-    export(**vars(args), command=shlex.join(["python", "-m", "posinv.bin.export", *sys.argv[1:]]))
+    parser.add_argument(
+        "--push",
+        metavar="NAME",
+        help="upload the folder into this new repository of the Hugging Face hub, a private one; "
+        "needs hf auth login, or HF_TOKEN",
+    )
+    parser.add_argument("--public", action="store_true", help="with --push: for everyone to read")
+    args = vars(parser.parse_args())
+    push, public = args.pop("push"), args.pop("public")
+    if public and push is None:
+        raise InputError("--public is for --push: leave it out, or name a repository")
+    if push is not None:
+        check_hub(push)
+    export(**args, command=shlex.join(["python", "-m", "posinv.bin.export", *sys.argv[1:]]))
+    if push is not None:
+        kind = "public" if public else "private"
+        print(f"{push_folder(args['out'], push, public)}: {kind} repository, uploaded")
 
 
 if __name__ == "__main__":

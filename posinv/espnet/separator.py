@@ -8,6 +8,7 @@ from torch import Tensor
 
 from posinv.errors import InputError
 from posinv.models.demucs import Demucs
+from posinv.models.demucs_stream import DemucsStream
 
 
 class DemucsSeparator(Demucs, AbsSeparator):
@@ -70,3 +71,31 @@ class DemucsSeparator(Demucs, AbsSeparator):
                 "(batch, samples)"
             )
         return [super().forward(input, ilens)], ilens, OrderedDict()
+
+    def forward_streaming(  # type: ignore[override]  # ESPnet's separators call it states, too
+        self, input_frame: Tensor, states: DemucsStream | None = None
+    ) -> tuple[list[Tensor], DemucsStream, OrderedDict]:
+        """Enhance the next chunk of a stream, with the running level of what has come.
+
+        The samples that come out are not those that went in: they follow after the latency, 763
+        samples for the options of the released causal models. After the last chunk,
+        ``states.flush()`` gives the rest, ``(B, t)``. A known level, or the latency:
+        :class:`~posinv.models.demucs_stream.DemucsStream`.
+
+        ESPnet's ``enh_inference_streaming`` does not run with DEMUCS, since ESPnet's ``same``
+        encoder has no streaming; :meth:`posinv.inference.Enhancer.stream` does it.
+
+        Args:
+            input_frame: ``(B, t)``, any t.
+            states: None for the first chunk, then what the last call returned: the same object,
+                which each call changes.
+
+        Returns:
+            The samples that are ready, ``[(B, t')]``, the states, and no further outputs.
+
+        Raises:
+            InputError: the model is not causal; a chunk of another shape or type.
+        """
+        if states is None:
+            states = DemucsStream(self, batch=len(input_frame))
+        return [states(input_frame)], states, OrderedDict()

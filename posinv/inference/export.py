@@ -1,17 +1,21 @@
 """Export of trained models with a model card.
 
-An SSL model is exported as a folder for ``transformers``, a DEMUCS as a state dict for the
-``denoiser`` package.
+An SSL model is exported as a folder for ``transformers``, a DEMUCS as a package, a checkpoint of
+the ``denoiser`` package.
 """
 
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import yaml
 from torch import nn
 
+from posinv.data.audio import SAMPLING_RATE
 from posinv.data.checkpoint import load_weights, read_checkpoint
 from posinv.data.files import atomic_folder, read_yaml
 from posinv.errors import InputError
@@ -45,9 +49,10 @@ def export(
     """Write a trained model and its model card into a folder, atomically.
 
     A pretrained or fine-tuned SSL model gives ``config.json``, ``model.safetensors`` and
-    ``preprocessor_config.json``. A DEMUCS gives ``model.th``, its state dict, and ``model.yaml``,
-    the keyword arguments of ``denoiser.demucs.Demucs`` and of
-    :class:`~posinv.models.demucs.Demucs`, which both load it. The card is ``README.md``.
+    ``preprocessor_config.json``. A DEMUCS gives ``model.th`` as denoiser writes it: its class, by
+    the name ``denoiser.demucs.Demucs``, the class's arguments, and its state dict. And it gives
+    ``model.yaml``, the options that :class:`~posinv.models.demucs.Demucs` loads it with. The card
+    is ``README.md``.
 
     Args:
         exp: training directory of ``pretrain_train``, ``ssft_train`` or ``enh_train``.
@@ -122,8 +127,34 @@ def _write_demucs(separator_conf: Mapping, checkpoint: Path, folder: Path) -> No
     options = {name: value for name, value in separator_conf.items() if name not in SEPARATOR_ONLY}
     separator = Demucs(**options)
     _load(separator, checkpoint, prefix="separator.")
-    torch.save(separator.state_dict(), folder / "model.th")
+    with _denoisers_class() as demucs:
+        package = {
+            "class": demucs,
+            "args": (),
+            "kwargs": options | {"sample_rate": SAMPLING_RATE},
+            "state": separator.state_dict(),
+        }
+        torch.save(package, folder / "model.th")
     (folder / "model.yaml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+
+
+@contextmanager
+def _denoisers_class() -> Iterator[type]:
+    """Give a class that pickle writes as ``denoiser.demucs.Demucs``, without importing denoiser."""
+    package, module = ModuleType("denoiser"), ModuleType("denoiser.demucs")
+    stand_in = type("Demucs", (), {"__module__": module.__name__})
+    module.Demucs = stand_in  # type: ignore[attr-defined]
+    # pickle looks the class up where it says that it is.
+    before = {name: sys.modules.get(name) for name in ("denoiser", "denoiser.demucs")}
+    sys.modules |= {"denoiser": package, "denoiser.demucs": module}
+    try:
+        yield stand_in
+    finally:
+        for name, imported in before.items():
+            if imported is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = imported
 
 
 def _load(model: nn.Module, path: Path, prefix: str = "") -> None:

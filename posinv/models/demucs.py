@@ -74,6 +74,7 @@ class Demucs(nn.Module):
             raise InputError(f"DEMUCS: resample is {resample}, not 1, 2 or 4")
         self.stride = stride
         self.resample = resample
+        self.causal = causal
 
         channels = [1] + [hidden * 2**block for block in range(depth)]
         self.encoder = nn.ModuleList(
@@ -117,7 +118,7 @@ class Demucs(nn.Module):
         std = _std(wave, lengths_there)  # B, 1
         wave = wave / (FLOOR + std)
 
-        extents = self._padded_lengths(lengths)
+        extents = self.padded_lengths(lengths)
         # F.pad crops where the batch is padded further than the network asks for.
         wave = F.pad(wave, (0, int(extents.max()) - wave.shape[-1]))
         for _ in range(self.resample // 2):
@@ -150,8 +151,11 @@ class Demucs(nn.Module):
         wave = F.pad(wave, (0, waves.shape[-1] - wave.shape[-1]))
         return zero_beyond(std * wave, lengths)
 
-    def _padded_lengths(self, lengths: Tensor) -> Tensor:
-        """Least lengths >= ``lengths``, (B,), that every convolution uses to the last sample."""
+    def padded_lengths(self, lengths: Tensor) -> Tensor:
+        """Return the least lengths >= ``lengths``, (B,), that convolutions use to the last sample.
+
+        Recordings are zero-padded to them.
+        """
         frames = lengths * self.resample
         for _ in self.encoder:
             frames = (_ceil_div(frames - KERNEL_SIZE, self.stride) + 1).clamp(min=1)

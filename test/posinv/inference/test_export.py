@@ -1,7 +1,11 @@
+import importlib
 import json
+import pickle
 import re
 import shutil
 import sys
+from argparse import Namespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -133,7 +137,8 @@ def test_ssl_card_code_runs_as_it_is(which, request, tmp_path, monkeypatch):
     exp, trained = request.getfixturevalue(which)
     export(exp, tmp_path / "out", command="x")
     monkeypatch.chdir(tmp_path / "out")
-    by_transformers, by_posinv = blocks((tmp_path / "out/README.md").read_text(), "python")
+    card = (tmp_path / "out/README.md").read_text()
+    by_transformers, by_posinv, by_s3prl = blocks(card, "python")
     ssl, normalize = ssl_of(trained)
     with torch.no_grad():
         names = run_block(by_transformers)
@@ -145,6 +150,21 @@ def test_ssl_card_code_runs_as_it_is(which, request, tmp_path, monkeypatch):
         assert names["frames"].tolist() == [49, 37]
         for i, n in enumerate(names["frames"]):
             assert_same(names["hidden"][-1, i, :n], expected[-1][i, :n])
+        for name, module in stand_in_for_s3prl().items():
+            monkeypatch.setitem(sys.modules, name, module)
+        model = run_block(by_s3prl)["model"]
+        pairs = zip(names["speech"], names["lengths"], strict=True)
+        features = model([speech[:length] for speech, length in pairs])
+        for i, n in enumerate(names["frames"]):
+            assert_same(features["hidden_states"][-1][i, :n], expected[-1][i, :n])
+
+
+def stand_in_for_s3prl():
+    """How S3PRL 0.4.18 makes an upstream, by its name in s3prl.hub."""
+    package, hub, nn = (ModuleType(name) for name in ("s3prl", "s3prl.hub", "s3prl.nn"))
+    nn.S3PRLUpstream = lambda name, path: getattr(hub, name)(refresh=False, ckpt=path)
+    package.hub, package.nn = hub, nn
+    return {module.__name__: module for module in (package, hub, nn)}
 
 
 def test_noise_that_is_gone_is_not_asked_for(tuned, tmp_path):
@@ -162,22 +182,43 @@ def enhance(model, waves, lengths):
         return model.separator(waves, lengths)[0][0]
 
 
-def test_demucs_loads_in_denoiser(enhancer, tmp_path):
+def test_demucs_loads_in_denoiser(enhancer, tmp_path, monkeypatch):
     demucs = pytest.importorskip(
         "denoiser.demucs", reason="the oracle, denoiser==0.1.5, is not installed"
     ).Demucs
     exp, trained = enhancer
     export(exp, tmp_path / "out", command="x")
-    options = yaml.safe_load((tmp_path / "out/model.yaml").read_text())
-    assert options == DEMUCS
-    oracle = demucs(**options).eval()
-    state = torch.load(tmp_path / "out/model.th", weights_only=True)
-    assert state.keys() == oracle.state_dict().keys()
-    oracle.load_state_dict(state)
+    assert yaml.safe_load((tmp_path / "out/model.yaml").read_text()) == DEMUCS
+    get_model = importlib.import_module("denoiser.pretrained").get_model
+    options = Namespace(model_path=tmp_path / "out/model.th")  # as --model_path
+    with pytest.raises(pickle.UnpicklingError, match=r"denoiser\.demucs\.Demucs"):
+        get_model(options)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as the card says
+    oracle = get_model(options).eval()
+    assert type(oracle) is demucs
     wave = torch.randn(1, 4321)
     with torch.no_grad():
         expected = oracle(wave).squeeze(1)
     assert_same(enhance(trained, wave, torch.tensor([4321])), expected, 1e-5)
+
+
+def test_model_th_names_denoisers_class_and_nothing_else(enhancer, tmp_path):
+    """Without denoiser: the package as its loader reads it."""
+    exp, trained = enhancer
+    before = {name: sys.modules.get(name) for name in ("denoiser", "denoiser.demucs")}
+    export(exp, tmp_path / "out", command="x")
+    assert {name: sys.modules.get(name) for name in before} == before
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "out/model.th") == [
+        "denoiser.demucs.Demucs"
+    ]
+    stand_in = type("Demucs", (), {})
+    with torch.serialization.safe_globals([(stand_in, "denoiser.demucs.Demucs")]):
+        package = torch.load(tmp_path / "out/model.th", weights_only=True)
+    assert package["class"] is stand_in and package["args"] == ()
+    assert package["kwargs"] == {**DEMUCS, "sample_rate": 16000}
+    expected = trained.separator.state_dict()
+    assert package["state"].keys() == expected.keys()
+    assert all(torch.equal(package["state"][name], value) for name, value in expected.items())
 
 
 def test_model_yaml_has_the_options_that_the_config_left_out(tmp_path):

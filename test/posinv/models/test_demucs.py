@@ -12,6 +12,7 @@ from torch import nn
 from posinv.errors import InputError
 from posinv.espnet.separator import DemucsSeparator
 from posinv.models.demucs import INIT_STD
+from posinv.models.demucs_stream import DemucsStream
 
 CONFIGS = [
     {"hidden": 4, "depth": 3, "stride": 4, "resample": 1, "causal": True},
@@ -286,3 +287,34 @@ def test_channels_are_refused():
     separator = DemucsSeparator(1, hidden=2, depth=1)
     with pytest.raises(InputError, match=r"\(1, 100, 2\)"):
         separator(torch.zeros(1, 100, 2), torch.tensor([100]))
+
+
+def test_forward_streaming_is_the_stream():
+    separator = DemucsSeparator(1, hidden=3, depth=3, resample=2)
+    wave, states, chunks = noise(2, 2000), None, []
+    for chunk in wave.split(150, dim=1):
+        (enhanced,), states, others = separator.forward_streaming(chunk, states)
+        chunks.append(enhanced)
+        assert not others
+    actual = torch.cat([*chunks, states.flush()], 1)
+    stream = DemucsStream(separator, batch=2)
+    expected = torch.cat([stream(wave), stream.flush()], 1)
+    assert actual.shape == wave.shape and expected.abs().max() > 1e-2
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="it is not causal"):
+        DemucsSeparator(1, hidden=2, depth=1, causal=False).forward_streaming(wave)
+
+
+def test_the_stream_is_nearer_to_the_whole_than_the_releases():
+    """The release's streamer resamples each frame with a short look-ahead of its own."""
+    streamer = pytest.importorskip("denoiser.demucs").DemucsStreamer
+    oracle, ours = pair(4)
+    wave = noise(1, 16000)
+    with torch.no_grad():
+        expected = oracle(wave).squeeze(1)
+        theirs = streamer(oracle)
+        released = torch.cat([theirs.feed(wave), theirs.flush()], 1)
+    stream = DemucsStream(ours, level=wave.std().item())
+    actual = torch.cat([stream(wave), stream.flush()], 1)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+    assert (released - expected).norm() > 0.05 * expected.norm()

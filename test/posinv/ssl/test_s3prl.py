@@ -1,0 +1,94 @@
+import math
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+
+from posinv.errors import InputError
+from posinv.ssl.s3prl import UpstreamExpert
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+LENGTHS = [4000, 5000, 719, 4959]
+
+
+def alone(folder, wave):
+    """The oracle: transformers' hidden states of one waveform, through its own preprocessing."""
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    inputs = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_values
+    with torch.no_grad():
+        return AutoModel.from_pretrained(folder).eval()(inputs, output_hidden_states=True)
+
+
+def test_each_waveform_has_transformers_features_of_it_alone(folders, family):
+    expert = UpstreamExpert(folders / family, model_config=None, refresh=False).eval()
+    assert expert.get_downsample_rates("hidden_states") == 320
+    waves = [torch.randn(length) for length in LENGTHS]
+    with torch.no_grad():
+        features = expert(waves)
+    states = features["hidden_states"]
+    assert isinstance(states, list) and features["last_hidden_state"] is states[-1]
+    for row, wave in enumerate(waves):
+        expected = alone(folders / family, wave).hidden_states
+        assert len(states) == len(expected)
+        for state, of_one in zip(states, expected, strict=True):
+            assert state.shape == (len(waves), 16, 32)
+            frames = of_one.shape[1]
+            torch.testing.assert_close(state[row, :frames], of_one[0], rtol=0, atol=1e-4)
+            assert (state[row, frames:] == state[row, frames - 1]).all()
+
+
+def test_a_batch_gives_s3prl_what_its_waveforms_give(folders, family):
+    """S3PRL takes T / 320 frames, rounded up or to the nearest: some after the last frame."""
+    expert = UpstreamExpert(folders / family).eval()
+    waves = [torch.randn(length) for length in LENGTHS]
+    with torch.no_grad():
+        together = expert(waves)["hidden_states"]
+        for row, wave in enumerate(waves):
+            of_one = expert([wave])["hidden_states"]
+            taken = math.ceil(len(wave) / 320)
+            for state, expected in zip(together, of_one, strict=True):
+                assert expected.shape[1] == taken
+                torch.testing.assert_close(state[row, :taken], expected[0], rtol=0, atol=1e-4)
+
+
+def test_can_be_trained_as_s3prl_does(folders):
+    expert = UpstreamExpert(folders / "hubert-base").train()
+    expert([torch.randn(4000), torch.randn(2000)])["hidden_states"][-1].square().sum().backward()
+    trained = [p for p in expert.parameters() if p.requires_grad]
+    assert len(trained) > 30 and all(p.grad.abs().sum() > 0 for p in trained if p.grad is not None)
+    assert sum(p.grad is not None for p in trained) == len(trained)
+
+
+def test_refusals(folders, tmp_path):
+    with pytest.raises(InputError, match="none"):
+        UpstreamExpert(str(tmp_path / "none"))
+    with pytest.raises(InputError, match="utterance 1 of the batch has 300 samples"):
+        UpstreamExpert(folders / "hubert-base")([torch.randn(4000), torch.randn(300)])
+
+
+def test_s3prl_is_not_imported(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3prl", None)
+    assert UpstreamExpert(folders / "wavlm-base")
+
+
+def test_with_s3prl(folders, family):
+    """S3PRL's own class, as the card says."""
+    hub = pytest.importorskip("s3prl.hub", reason="s3prl is not installed")
+    nn = pytest.importorskip("s3prl.nn")
+    assert isinstance(hub, ModuleType)
+    hub.posinv = UpstreamExpert
+    model = nn.S3PRLUpstream("posinv", str(folders / family)).eval()
+    assert model.num_layers == 4 and model.downsample_rates == 4 * [320]
+    assert model.hidden_sizes == 4 * [32]
+    waves, lengths = torch.randn(3, 5000), torch.tensor([5000, 4000, 719])
+    with torch.no_grad():
+        hidden, frames = model(waves, lengths)
+        for row, length in enumerate(lengths):
+            expected = alone(folders / family, waves[row, :length]).hidden_states
+            for state, state_frames, of_one in zip(hidden, frames, expected, strict=True):
+                count = of_one.shape[1]
+                assert state_frames[row] == math.ceil(length / 320) >= count
+                torch.testing.assert_close(state[row, :count], of_one[0], rtol=0, atol=1e-4)
