@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from posinv.errors import InputError
 from posinv.models.demucs import FLOOR, KERNEL_SIZE, ZERO_CROSSINGS, Demucs
 
+ENDED = "the stream has ended (flush): make a new one"
 MEMORY = 160_000  # samples, 10 s: the time constant of the running level
 
 
@@ -83,10 +84,9 @@ class DemucsStream:
     def latency(self) -> int:
         """Samples that must follow a sample, at most, before its output is given.
 
-        763 samples (47.7 ms at 16 kHz) for the options of the released causal models. The network
-        needs 2,388 of its samples, at 64 kHz, for its first frame, and a frame gives 1,024: up to
-        596 samples at 16 kHz. The resampling filters wait for the rest. Output comes a frame at a
-        time: every 256 samples (16 ms).
+        763 samples (47.7 ms at 16 kHz) for the options of the released causal models. The
+        convolutions take 2,388 samples at 64 kHz, 597 at 16 kHz, for a frame of the LSTM; the
+        resampling filters wait for the rest. Output comes a frame at a time: 256 samples (16 ms).
         """
         return max(self._last_input_of(n) - n for n in range(self._frame_shift))
 
@@ -185,9 +185,6 @@ class DemucsStream:
         for _ in self._downsamplers:
             sample = 2 * (sample + ZERO_CROSSINGS) - 1
         return self._last_input(self._last_sample(sample // self._frame_shift))
-
-
-ENDED = "the stream has ended (flush): make a new one"
 
 
 class RunningLevel:
