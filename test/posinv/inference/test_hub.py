@@ -87,7 +87,8 @@ class Handler(BaseHTTPRequestHandler):
             if entry["key"] == "file":
                 content = base64.b64decode(entry["value"]["content"])
                 hub.repositories[f"{owner}/{model}"]["files"][entry["value"]["path"]] = content
-        return self.answer(200, {"commitUrl": f"{hub.address}/x", "commitOid": "0" * 40})
+        commit = f"{hub.address}/{owner}/{model}/commit/{'0' * 40}"
+        return self.answer(200, {"commitUrl": commit, "commitOid": "0" * 40})
 
 
 @pytest.fixture
