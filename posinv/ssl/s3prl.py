@@ -4,15 +4,24 @@ S3PRL's own ``hf_hubert_custom`` reads every folder as a HuBERT: WavLM and data2
 wrong features and no error. Where a model normalises over time, as HuBERT-Base does, a batch
 changes the features of its utterances there.
 
-In Python, S3PRL finds this upstream by the name that it gets in ``s3prl.hub``::
+In Python::
 
-    import s3prl.hub
-    from posinv.ssl.s3prl import UpstreamExpert
+    from posinv.ssl.s3prl import register
+
+    register()
     from s3prl.nn import S3PRLUpstream
 
-    s3prl.hub.posinv = UpstreamExpert
     model = S3PRLUpstream("posinv", "my-hubert").eval()
+
+S3PRL's ``run_downstream.py`` takes ``-u posinv -k my-hubert`` if it is started as::
+
+    python -c "import posinv.ssl.s3prl as s, runpy; s.register(); \\
+        runpy.run_module('s3prl.run_downstream', run_name='__main__')" -u posinv -k my-hubert ...
 """
+
+import importlib
+import sys
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -65,3 +74,25 @@ class UpstreamExpert(nn.Module):
         batch = torch.arange(len(wavs), device=hidden.device)[:, None]
         states = list(hidden[:, batch, places])
         return {"hidden_states": states, "last_hidden_state": states[-1]}
+
+
+def register() -> None:
+    """Make :class:`UpstreamExpert` known to S3PRL by the name ``posinv``.
+
+    S3PRL 0.4.18 imports what torchaudio 2.9 and huggingface_hub 1.0 no longer have, older ones than
+    posinv needs. Where it is gone, an empty stand-in takes its place, so that S3PRL can be
+    imported. What S3PRL does with it is not possible then: MOS prediction, its own upload to the
+    hub.
+    """
+    torchaudio = importlib.import_module("torchaudio")
+    huggingface_hub = importlib.import_module("huggingface_hub")
+    if not hasattr(torchaudio, "sox_effects"):
+        torchaudio.sox_effects = ModuleType("torchaudio.sox_effects")
+        torchaudio.sox_effects.apply_effects_tensor = None
+        sys.modules["torchaudio.sox_effects"] = torchaudio.sox_effects
+    if not hasattr(torchaudio, "set_audio_backend"):
+        torchaudio.set_audio_backend = lambda backend: None
+    for name in ("HfFolder", "Repository"):
+        if not hasattr(huggingface_hub, name):
+            setattr(huggingface_hub, name, None)
+    importlib.import_module("s3prl.hub").posinv = UpstreamExpert

@@ -150,21 +150,16 @@ def test_ssl_card_code_runs_as_it_is(which, request, tmp_path, monkeypatch):
         assert names["frames"].tolist() == [49, 37]
         for i, n in enumerate(names["frames"]):
             assert_same(names["hidden"][-1, i, :n], expected[-1][i, :n])
-        for name, module in stand_in_for_s3prl().items():
-            monkeypatch.setitem(sys.modules, name, module)
+        hub, nn = ModuleType("s3prl.hub"), ModuleType("s3prl.nn")
+        # How S3PRL 0.4.18 makes an upstream, by its name in s3prl.hub.
+        nn.S3PRLUpstream = lambda name, path: getattr(hub, name)(refresh=False, ckpt=path)
+        for module in (ModuleType("s3prl"), hub, nn):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
         model = run_block(by_s3prl)["model"]
         pairs = zip(names["speech"], names["lengths"], strict=True)
         features = model([speech[:length] for speech, length in pairs])
         for i, n in enumerate(names["frames"]):
             assert_same(features["hidden_states"][-1][i, :n], expected[-1][i, :n])
-
-
-def stand_in_for_s3prl():
-    """How S3PRL 0.4.18 makes an upstream, by its name in s3prl.hub."""
-    package, hub, nn = (ModuleType(name) for name in ("s3prl", "s3prl.hub", "s3prl.nn"))
-    nn.S3PRLUpstream = lambda name, path: getattr(hub, name)(refresh=False, ckpt=path)
-    package.hub, package.nn = hub, nn
-    return {module.__name__: module for module in (package, hub, nn)}
 
 
 def test_noise_that_is_gone_is_not_asked_for(tuned, tmp_path):

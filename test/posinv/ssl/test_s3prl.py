@@ -1,3 +1,4 @@
+import importlib.util
 import math
 import sys
 from types import ModuleType
@@ -7,7 +8,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
 from posinv.errors import InputError
-from posinv.ssl.s3prl import UpstreamExpert
+from posinv.ssl.s3prl import UpstreamExpert, register
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -74,13 +75,34 @@ def test_s3prl_is_not_imported(folders, monkeypatch):
     assert UpstreamExpert(folders / "wavlm-base")
 
 
-def test_with_s3prl(folders, family):
+def test_register_puts_stand_ins_only_where_something_is_gone(monkeypatch):
+    """With a stand-in for S3PRL that imports what S3PRL 0.4.18 does."""
+    torchaudio, huggingface_hub = ModuleType("torchaudio"), ModuleType("huggingface_hub")
+    torchaudio.set_audio_backend = huggingface_hub.HfFolder = object()
+    before = torchaudio.set_audio_backend
+    hub = ModuleType("s3prl.hub")
+    monkeypatch.delitem(sys.modules, "torchaudio.sox_effects", raising=False)
+    for module in (torchaudio, huggingface_hub, ModuleType("s3prl"), hub):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    register()
+    assert hub.posinv is UpstreamExpert
+    assert torchaudio.set_audio_backend is huggingface_hub.HfFolder is before
+    assert huggingface_hub.Repository is None
+    assert importlib.import_module("torchaudio.sox_effects").apply_effects_tensor is None
+    monkeypatch.delitem(sys.modules, "torchaudio.sox_effects")
+
+
+@pytest.fixture(scope="module")
+def s3prl():
+    if importlib.util.find_spec("s3prl") is None:
+        pytest.skip("s3prl is not installed")
+    register()
+    return importlib.import_module("s3prl.nn")
+
+
+def test_with_s3prl(s3prl, folders, family):
     """S3PRL's own class, as the card says."""
-    hub = pytest.importorskip("s3prl.hub", reason="s3prl is not installed")
-    nn = pytest.importorskip("s3prl.nn")
-    assert isinstance(hub, ModuleType)
-    hub.posinv = UpstreamExpert
-    model = nn.S3PRLUpstream("posinv", str(folders / family)).eval()
+    model = s3prl.S3PRLUpstream("posinv", str(folders / family)).eval()
     assert model.num_layers == 4 and model.downsample_rates == 4 * [320]
     assert model.hidden_sizes == 4 * [32]
     waves, lengths = torch.randn(3, 5000), torch.tensor([5000, 4000, 719])
@@ -92,3 +114,16 @@ def test_with_s3prl(folders, family):
                 count = of_one.shape[1]
                 assert state_frames[row] == math.ceil(length / 320) >= count
                 torch.testing.assert_close(state[row, :count], of_one[0], rtol=0, atol=1e-4)
+
+
+def test_with_s3prls_runner(s3prl, folders, family):
+    """The weighted sum that run_downstream.py trains: a batch gives what its waveforms give."""
+    featurizer_class = importlib.import_module("s3prl.upstream.interfaces").Featurizer
+    expert = UpstreamExpert(folders / family, model_config=None, refresh=False)
+    featurizer = featurizer_class(expert, "hidden_states", upstream_device="cpu")
+    waves = [torch.randn(length) for length in LENGTHS]
+    with torch.no_grad():
+        for wave, feature in zip(waves, featurizer(waves, expert(waves)), strict=True):
+            [of_one] = featurizer([wave], expert([wave]))
+            assert len(feature) == round(len(wave) / 320)
+            torch.testing.assert_close(feature, of_one, rtol=0, atol=1e-4)
