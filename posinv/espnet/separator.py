@@ -72,7 +72,7 @@ class DemucsSeparator(Demucs, AbsSeparator):
             )
         return [super().forward(input, ilens)], ilens, OrderedDict()
 
-    def forward_streaming(  # type: ignore[override]  # ESPnet's separators call it states, too
+    def forward_streaming(
         self, input_frame: Tensor, states: DemucsStream | None = None
     ) -> tuple[list[Tensor], DemucsStream, OrderedDict]:
         """Enhance the next chunk of a stream, with the running level of what has come.

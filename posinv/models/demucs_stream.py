@@ -63,8 +63,7 @@ class DemucsStream:
         if level is not None and not 0 < level < float("inf"):
             raise InputError(f"level of a stream: {level}, must be a number above 0")
         self._model = model
-        self._level = RunningLevel(batch) if level is None else None
-        self._given_level = level
+        self._level = RunningLevel(batch) if level is None else level
         self._heard_level = heard_level
         kernel = model.half_sample_kernel
         empty = kernel.new_zeros(batch, 0)
@@ -136,9 +135,9 @@ class DemucsStream:
             )
 
     def _levels_of(self, chunk: Tensor) -> Tensor:
-        if self._level is None:
-            return torch.full_like(chunk, self._given_level)
-        return self._level(chunk)
+        if isinstance(self._level, RunningLevel):
+            return self._level(chunk)
+        return torch.full_like(chunk, self._level)
 
     def _advance(self, wave: Tensor, last: bool = False, most: int | None = None) -> Tensor:
         """Send normalised samples through the network; ``last``: nothing follows them."""
@@ -331,6 +330,7 @@ class _TransposedConvolution:
 
     def push(self, x: Tensor, last: bool) -> Tensor:
         weight, bias = self._transposed.weight, self._transposed.bias
+        assert bias is not None
         y = F.pad(self._tail, (0, x.shape[-1] * self._stride))
         if x.shape[-1]:
             y = y + F.conv_transpose1d(self._mix(x), weight, stride=self._stride)

@@ -22,6 +22,7 @@ S3PRL's ``run_downstream.py`` takes ``-u posinv -k my-hubert`` if it is started 
 import importlib
 import sys
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ def register() -> None:
     imported. What S3PRL does with it is not possible then: MOS prediction, its own upload to the
     hub.
     """
-    torchaudio = importlib.import_module("torchaudio")
+    torchaudio: Any = importlib.import_module("torchaudio")
     huggingface_hub = importlib.import_module("huggingface_hub")
     if not hasattr(torchaudio, "sox_effects"):
         torchaudio.sox_effects = ModuleType("torchaudio.sox_effects")
@@ -95,4 +96,5 @@ def register() -> None:
     for name in ("HfFolder", "Repository"):
         if not hasattr(huggingface_hub, name):
             setattr(huggingface_hub, name, None)
-    importlib.import_module("s3prl.hub").posinv = UpstreamExpert
+    hub: Any = importlib.import_module("s3prl.hub")
+    hub.posinv = UpstreamExpert
