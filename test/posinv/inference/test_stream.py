@@ -219,8 +219,8 @@ def test_command_is_a_pipe(enh_dir, enhancer):
         process.stdin.write(pcm[:16000].tobytes())
         latency = enhancer.stream().latency
         first = b""
-        while len(first) < 2 * (16000 - latency):
-            first += process.stdout.read(4096)
+        while len(first) < 2 * (16000 - latency) and (more := process.stdout.read(4096)):
+            first += more
         rest, log = process.communicate(pcm[16000:].tobytes())
     assert process.returncode == 0, log.decode()
     actual = np.frombuffer(first + rest, "<i2") / 32768
