@@ -317,4 +317,4 @@ def test_the_stream_is_nearer_to_the_whole_than_the_releases():
     stream = DemucsStream(ours, level=wave.std().item())
     actual = torch.cat([stream(wave), stream.flush()], 1)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
-    assert (released - expected).norm() > 0.05 * expected.norm()
+    assert (released - expected).norm() > 1000 * (actual - expected).norm()
