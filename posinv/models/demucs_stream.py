@@ -320,8 +320,8 @@ class _Convolution:
 class _LSTM:
     """The layers of the middle, (B, C, F) to (B, C, F).
 
-    Frame by frame: torch's LSTM on a CPU brings the weights into another order at each call, which
-    takes 74 ms for 1,024 cells, where a frame lasts 16 ms.
+    Frame by frame: torch's LSTM on a CPU brings its weights into another order at each call, which
+    for the released models takes longer than a frame lasts (16 ms).
     """
 
     def __init__(self, lstm: nn.LSTM, empty: Tensor):
