@@ -136,7 +136,7 @@ def soft_alignment(
     )
     tensors = cells.tensors()
     found = _SoftDTW.apply(stored.detach(), *tensors, cells.M, gamma, backend, True)[1]
-    if stored.requires_grad or in_transform():
+    if stored.requires_grad or in_transform(stored):
         found = _Alignment.apply(stored, found, *tensors, cells.M, gamma)
     if cells.width == cells.M:
         return found
@@ -216,8 +216,19 @@ class _SoftDTW(BatchFunction):
     """The alignment is computed with the value or, if memory is short, in the backward."""
 
     @staticmethod
-    def forward(cost: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        return (_operator if torch.compiler.is_compiling() else _run)(cost, *args)
+    def forward(  # not *args: torch.compile counts parameters
+        cost: Tensor,
+        x_lengths: Tensor,
+        y_lengths: Tensor,
+        lines: Tensor,
+        first: Tensor,
+        M: int,
+        gamma: float,
+        backend: str,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        run = _operator if torch.compiler.is_compiling() else _run
+        return run(cost, x_lengths, y_lengths, lines, first, M, gamma, backend, keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -238,7 +249,7 @@ class _SoftDTW(BatchFunction):
         if torch.is_grad_enabled():
             alignment = _Alignment.apply(cost, alignment, *band, M, gamma)
             gradient = alignment * grad[:, None, None]
-        elif in_transform():
+        elif in_transform(grad):
             gradient = alignment * grad[:, None, None]
         else:
             # The alignment becomes the gradient. A second backward (retain_graph) computes it anew.
@@ -341,6 +352,8 @@ def band_of(
     elif x_lengths.device != y_lengths.device:
         device = x_lengths.device if x_lengths.is_cuda else y_lengths.device
         x_lengths, y_lengths = on_device(x_lengths, N, device), on_device(y_lengths, M, device)
+    if y_lengths is x_lengths:
+        y_lengths = x_lengths.clone()  # torch.compile takes no tensor twice
     known = is_known(x_lengths) and is_known(y_lengths)
     return make_band(x_lengths, y_lengths, N, M, bandwidth, kind, known)
 

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 
-def in_transform() -> bool:
-    """Whether torch.func's vmap, grad or vjp, or torch.compile, looks at what is computed here.
+def in_transform(x: Tensor) -> bool:
+    """Whether torch.func, torch.compile or is_grads_batched looks at what is computed from x here.
 
-    Then tensors may have no memory to read, and nothing may be changed in place.
+    Then x may have no memory to read, and nothing may be changed in place.
     """
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_legacy_batchedtensor(x)
+    )
 
 
 class BatchFunction(torch.autograd.Function):
