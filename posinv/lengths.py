@@ -15,7 +15,7 @@ Lengths = Tensor | np.ndarray | Sequence[int]
 
 
 def checked_lengths(
-    name: str, lengths: Lengths | None, batch: int, longest: int, tensor: Tensor
+    name: str, lengths: Lengths | int | None, batch: int, longest: int, tensor: Tensor
 ) -> Tensor:
     """Return lengths as int64, checked against the batch of ``tensor``.
 

@@ -786,8 +786,8 @@ def align(
         if in_halves:
             for b in utterances:
                 value[b] = _in_halves(
-                    *(costs[b], alignment[b], with_alignment, columns[b], *n_and_m[b]),
-                    *(gamma, tuple(lines[b]), pool),
+                    *(costs[b], alignment[b], with_alignment, columns[b], n_and_m[b, 0]),
+                    *(n_and_m[b, 1], gamma, (lines[b, 0], lines[b, 1], lines[b, 2]), pool),
                 )
         else:
             _share(

@@ -18,7 +18,7 @@ Features = Tensor | PackedSequence
 
 def as_batch(
     name: str, x_name: str, x: Features, lengths_name: str, lengths: Lengths | int | None
-) -> tuple[Tensor, Lengths | None, bool]:
+) -> tuple[Tensor, Lengths | int | None, bool]:
     """Return features as a batch (B, F, D), its lengths, and whether they were one sequence (F, D).
 
     Raises:
@@ -37,7 +37,7 @@ def as_batch(
 
 
 def valid_features(
-    name: str, x_name: str, x: Tensor, lengths_name: str, lengths: Lengths | None
+    name: str, x_name: str, x: Tensor, lengths_name: str, lengths: Lengths | int | None
 ) -> tuple[Tensor, Tensor]:
     """Return features in float32 or float64, zero beyond the lengths, and the checked lengths."""
     if not x.is_floating_point():

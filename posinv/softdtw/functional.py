@@ -283,8 +283,9 @@ class _AlignmentChange(BatchFunction):
 
     @staticmethod
     def forward(cost: Tensor, change: Tensor, *args: Any) -> Tensor:
-        *band, M, gamma = args
-        of = Band(*band, cost.shape[1], M, cost.shape[2])
+        x_lengths, y_lengths, lines, first, M, gamma = args
+        shape = cost.shape[1], M, cost.shape[2]
+        of = Band(x_lengths, y_lengths, lines, first, *shape)
         return torch_diagonal.alignment_change(cost.detach(), of, gamma, change.detach())
 
     @staticmethod
@@ -311,8 +312,8 @@ def _scale(x: Tensor, factor: Tensor) -> Tensor:
 def _checked(
     name: str,
     cost: Tensor,
-    x_lengths: Lengths | None,
-    y_lengths: Lengths | None,
+    x_lengths: Lengths | int | None,
+    y_lengths: Lengths | int | None,
     gamma: float,
     bandwidth: int | None,
     backend: str,

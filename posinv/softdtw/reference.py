@@ -22,12 +22,12 @@ def _utterance(cost: dict[Cell, float], gamma: float) -> tuple[float, dict[Cell,
     """Value and expected alignment, given the cost of each cell on a path, row by row."""
     if not np.isfinite(list(cost.values())).all():
         return np.nan, dict.fromkeys(cost, np.nan)
-    total = {(-1, -1): 0.0}  # of the paths to a cell
+    total: dict[Cell, float] = {(-1, -1): 0.0}  # of the paths to a cell
     weights = {}  # each cell's shares of its three predecessors
     for (i, j), c in cost.items():
         before = np.array([total.get((i - di, j - dj), np.inf) for di, dj in _PREDECESSORS])
         softmin = _softmin(before, gamma)
-        total[i, j] = c + softmin
+        total[i, j] = c + float(softmin)
         if gamma == 0:
             weights[i, j] = np.eye(3)[before.argmin()]
         else:
@@ -46,14 +46,16 @@ def align(
     cost: Tensor, band: Band, gamma: float, with_alignment: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Back end of :mod:`posinv.softdtw.functional`."""
-    values = torch.zeros(len(cost), dtype=torch.float64)
-    alignments = torch.zeros(cost.shape, dtype=torch.float64)
-    stored, inside = cost.double().cpu().numpy(), band.inside()
-    columns = band.columns()
+    values = np.zeros(len(cost))
+    alignments = np.zeros(cost.shape)
+    stored, inside = cost.double().cpu().numpy(), band.inside().cpu().numpy()
+    columns = band.columns().cpu().numpy()
     for b in range(len(cost)):
-        places = {(i, int(columns[b, i, k])): (i, k) for i, k in inside[b].nonzero().tolist()}
-        value, alignment = _utterance({c: stored[b][p] for c, p in places.items()}, gamma)
-        values[b] = value
-        for cell, visits in alignment.items():
-            alignments[(b, *places[cell])] = visits
-    return values.to(cost), alignments.to(cost) if with_alignment else None
+        places = np.argwhere(inside[b]).tolist()
+        cells = [(i, int(columns[b, i, k])) for i, k in places]
+        costs = [stored[b, i, k] for i, k in places]
+        values[b], alignment = _utterance(dict(zip(cells, costs, strict=True)), gamma)
+        for (i, k), cell in zip(places, cells, strict=True):
+            alignments[b, i, k] = alignment[cell]
+    value = torch.from_numpy(values).to(cost)
+    return value, torch.from_numpy(alignments).to(cost) if with_alignment else None

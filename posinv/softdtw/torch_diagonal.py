@@ -107,7 +107,7 @@ def _run(
     if not with_alignment:
         return value, None, None
 
-    def spread(arriving: list[Tensor], moved: list[Tensor], d: int) -> list[Tensor]:
+    def spread(arriving: list[Tensor], moved: Tensor, d: int) -> list[Tensor]:
         """Add what diagonal d passes on; return the arrays for d - 1, d - 2 and d - 3."""
         first, stop, _ = cells[d]
         here, above = slice(first + 1, stop + 1), slice(first, stop)

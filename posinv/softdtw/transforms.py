@@ -22,7 +22,7 @@ class BatchFunction(torch.autograd.Function):
     """An autograd function of batches: vmap makes one batch (V B, ...) of V batches (B, ...)."""
 
     @classmethod
-    def vmap(cls, info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:  # type: ignore[override]
+    def vmap(cls, info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
         """Compute all batches as one."""
         V = info.batch_size
 

@@ -5,6 +5,7 @@ bandwidth=None, band="slanted")`` that returns values and expected alignments.
 """
 
 from fractions import Fraction
+from functools import cache
 
 import torch
 
@@ -40,10 +41,14 @@ def outside(cost, x_lengths, y_lengths, bandwidth=None, band="slanted"):
     """Whether cells (B, N, M) are outside the lengths or the band."""
     found = torch.ones(cost.shape, dtype=torch.bool)
     for b, (n, m) in enumerate(zip(x_lengths.tolist(), y_lengths.tolist(), strict=True)):
-        for i in range(n):
-            for j in range(m):
-                found[b, i, j] = not in_band(i, j, n, m, bandwidth, band)
+        found[b, :n, :m] = _outside(n, m, bandwidth, band)
     return found
+
+
+@cache
+def _outside(n, m, bandwidth, band):
+    cells = [[not in_band(i, j, n, m, bandwidth, band) for j in range(m)] for i in range(n)]
+    return torch.tensor(cells)
 
 
 def run_back_end(

@@ -93,9 +93,7 @@ def test_back_ends_agree_with_variable_lengths(backend, gamma, bandwidth, band, 
     value, gradient = value_and_gradient(cost.to(dtype), *args, backend=backend, band=band)
     case = gamma, bandwidth, band
     if case not in REFERENCES:
-        REFERENCES[case] = value_and_gradient(
-            cost.double(), *args, backend="reference", band=band
-        )
+        REFERENCES[case] = value_and_gradient(cost.double(), *args, backend="reference", band=band)
     expected_value, expected_gradient = REFERENCES[case]
     assert value.dtype == gradient.dtype == dtype
     torch.testing.assert_close(value.double(), expected_value, rtol=tolerance, atol=tolerance)
