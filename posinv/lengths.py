@@ -15,13 +15,14 @@ Lengths = Tensor | np.ndarray | Sequence[int]
 
 
 def checked_lengths(
-    name: str, lengths: Lengths | None, batch: int, longest: int, tensor: Tensor
+    name: str, lengths: Lengths | int | None, batch: int, longest: int, tensor: Tensor
 ) -> Tensor:
     """Return lengths as int64, checked against the batch of ``tensor``.
 
     The result is on the CPU, unless lengths and tensor are both on a GPU. Then it stays there, and
     as an error would have to wait for the GPU, a length out of range becomes 0 instead. Losses of
-    that utterance are then NaN.
+    that utterance are then NaN. The same holds in torch.compile and for lengths that
+    torch.func.vmap maps over.
 
     Args:
         name: the lengths' name in error messages.
@@ -45,19 +46,28 @@ def checked_lengths(
         raise InputError(f"{name} must be integers, got {lengths.dtype}")
     if lengths.shape != (batch,):
         raise InputError(f"{name} must be ({batch},) {of}, got shape {tuple(lengths.shape)}")
-    if lengths.is_cuda and tensor.is_cuda:
-        lengths = lengths.detach().to(torch.int64)
+    on_gpu = lengths.is_cuda and tensor.is_cuda
+    lengths = lengths.detach().to(lengths.device if on_gpu else "cpu", torch.int64)
+    if not is_known(lengths):
         return lengths.masked_fill((lengths < 1) | (lengths > longest), 0)
-    lengths = lengths.detach().to("cpu", torch.int64)
     for b in ((lengths < 1) | (lengths > longest)).nonzero().flatten().tolist()[:1]:
         allowed = f"in 1..{longest}" if longest else "at least 1"
         raise InputError(f"{name}[{b}] is {lengths[b]}, must be {allowed} {of}")
     return lengths
 
 
+def is_known(lengths: Tensor) -> bool:
+    """Whether the lengths can be read here: without waiting for a GPU, and not in a transform."""
+    return (
+        lengths.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_batchedtensor(lengths)
+    )
+
+
 def on_device(lengths: Tensor, longest: int, device: torch.device) -> Tensor:
     """Return lengths on a device without waiting for it, and without a copy if all are equal."""
-    if lengths.device.type == "cpu" and device.type != "cpu" and bool((lengths == longest).all()):
+    if device.type != "cpu" and is_known(lengths) and bool((lengths == longest).all()):
         return torch.full(lengths.shape, longest, device=device)
     return lengths.to(device, non_blocking=True)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from posinv.augment.pad import ZeroPad
 from posinv.augment.speed import SpeedPerturb
+from posinv.data.audio import SAMPLING_RATE
 from posinv.errors import InputError
 from posinv.losses import SSLMSE, SSLMSEPad, SSLSoftDTW, SSLXCorr
 from posinv.ssl.load import check_layer, hop, load_config
@@ -163,9 +164,13 @@ class SSLSoftDTWCriterion(SSLCriterion):
 
     Args:
         factors: speeds of the clean reference; one is drawn for each utterance.
-        gamma, divergence, cost, bandwidth, normalize_features, normalize_length: see
+        gamma, divergence, cost, bandwidth, normalize_features, normalize_length, band: see
             :func:`~posinv.losses.functional.ssl_softdtw`.
         ssl, layer, name, only_for_test: see :class:`SSLCriterion`.
+
+    Raises:
+        InputError: a fixed band with a speed other than 1: an utterance that is long enough would
+            differ from its reference by more frames than the band has.
     """
 
     def __init__(
@@ -181,12 +186,27 @@ class SSLSoftDTWCriterion(SSLCriterion):
         bandwidth: int | None = None,
         name: str = "ssl_softdtw",
         only_for_test: bool = False,
+        band: str = "slanted",
     ) -> None:
         super().__init__(ssl, layer, name, only_for_test)
         self.speed = SpeedPerturb(factors)
         self.loss = SSLSoftDTW(
-            gamma, divergence, cost, bandwidth, normalize_features, normalize_length
+            gamma, divergence, cost, bandwidth, normalize_features, normalize_length, band
         )
+        if bandwidth is not None and band == "fixed":
+            self._check_fixed_band(bandwidth, hop(load_config(ssl)) / SAMPLING_RATE)
+
+    def _check_fixed_band(self, bandwidth: int, seconds: float) -> None:
+        """Raise InputError if some utterance can be too long for the band; a frame has seconds."""
+        change = {factor: abs(1 / factor - 1) for factor in self.speed.factors}
+        factor = max(change, key=lambda factor: change[factor])
+        if change[factor]:
+            frames = int(bandwidth / change[factor])
+            raise InputError(
+                f"{self.name}: bandwidth {bandwidth} of a fixed band is too narrow for utterances"
+                f" over {frames * seconds:.1f} s ({frames} frames) at speed {float(factor):g} of"
+                " factors: set band: slanted, which fits all lengths, or factors: [1.0]"
+            )
 
     def compare(self, ref: Tensor, inf: Tensor, lengths: Tensor, keys: Sequence[str]) -> Tensor:
         """Align the enhanced speech with the reference at another speed."""

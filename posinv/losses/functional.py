@@ -14,7 +14,7 @@ from torch import Tensor
 
 from posinv.errors import InputError
 from posinv.lengths import Lengths, on_device, valid_mask
-from posinv.softdtw.distance import SquaredSelfDistance, mean_frame, valid_features
+from posinv.softdtw.distance import Features, SquaredSelfDistance, mean_frame, valid_features
 from posinv.softdtw.loss import Cost, SoftDTWLoss
 
 
@@ -86,30 +86,32 @@ def ssl_mse_pad(padded: Tensor, y: Tensor, hops: Lengths, lengths: Lengths | Non
 
 
 def ssl_softdtw(
-    x: Tensor,
-    y: Tensor,
-    x_lengths: Lengths | None = None,
-    y_lengths: Lengths | None = None,
+    x: Features,
+    y: Features,
+    x_lengths: Lengths | int | None = None,
+    y_lengths: Lengths | int | None = None,
     gamma: float = 0.1,
     divergence: bool = True,
     cost: Cost = "sqeuclidean",
     bandwidth: int | None = None,
     normalize_features: bool = True,
     normalize_length: bool = False,
+    band: str = "slanted",
 ) -> Tensor:
     """Soft-DTW of two feature sequences (arXiv 2601.21084, with LASER's settings).
 
     Args:
-        x: (B, N, D) features of one signal.
+        x: (B, N, D) features of one signal; also (N, D), or a PackedSequence.
         y: (B, M, D) features of the other, such as a reference at another speed.
         x_lengths: (B,) frames of ``x``.
         y_lengths: (B,) frames of ``y``.
         gamma: see :class:`~posinv.softdtw.SoftDTWLoss`, like the options below.
         divergence: subtract half the two self-alignments.
         cost: cost of two frames.
-        bandwidth: Sakoe-Chiba band in frames, or None.
+        bandwidth: half the width of a band in frames, or None.
         normalize_features: scale each frame to unit L2 norm first.
         normalize_length: divide by the sum of the two frame counts. LASER doesn't.
+        band: "slanted", around the line from the first to the last cell, or "fixed".
 
     Returns:
         (B,).
@@ -118,7 +120,7 @@ def ssl_softdtw(
         InputError: an option out of range, or shapes or lengths that do not fit.
     """
     loss = SoftDTWLoss(
-        gamma, divergence, cost, bandwidth, "auto", normalize_features, normalize_length
+        gamma, divergence, cost, bandwidth, "auto", normalize_features, normalize_length, band
     )
     return loss(x, y, x_lengths, y_lengths)
 

@@ -49,9 +49,10 @@ class SSLSoftDTW(SoftDTWLoss):
         bandwidth: int | None = None,
         normalize_features: bool = True,
         normalize_length: bool = False,
+        band: str = "slanted",
     ) -> None:
         super().__init__(
-            gamma, divergence, cost, bandwidth, "auto", normalize_features, normalize_length
+            gamma, divergence, cost, bandwidth, "auto", normalize_features, normalize_length, band
         )
 
 

@@ -3,7 +3,7 @@
 Cell (i, j) of the alignment matrix is on anti-diagonal d = i + j and needs cells of diagonals
 d - 1 and d - 2 only. So the cells of one diagonal are independent, and SIMD computes several at
 once. For that, the cost is first packed, diagonal by diagonal. An example of 3 by 4 frames with a
-band of 2; a cell is named by its row and column, and cell 03 is outside the band::
+fixed band of 2; a cell is named by its row and column, and cell 03 is outside the band::
 
          cost                packed                     first pass     second pass
                        d=0   00 ---- padding ----    |                ^
@@ -14,8 +14,10 @@ band of 2; a cell is named by its row and column, and cell 03 is outside the ban
                        d=4   13 22 -- padding ---    | p: second half |
                        d=5   23 ---- padding ----    |                v
 
-Cell (i, d - i) is packed[start[d] + i]. Only cells inside the lengths and the band are packed. Each
-diagonal is padded to whole SIMD vectors.
+Cell (i, d - i) is packed[START of d + i], for i from FIRST of d to before STOP of d: the three
+columns of layout. Only cells inside the lengths and the band are packed. Each diagonal is padded to
+whole SIMD vectors. The cost itself is stored in blocks of rows, of which a band has only some
+columns (see :mod:`posinv.softdtw.band`).
 
 Soft-DTW is the logarithm of a sum over paths, ``r = -gamma log p`` with
 
@@ -62,6 +64,8 @@ from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from posinv.softdtw.band import ROWS, Band
+
 _log = logging.getLogger(__name__)
 
 _UNREACHABLE = 1e300  # for gamma = 0, the accumulated cost outside the band
@@ -69,6 +73,7 @@ _LANES = 16  # diagonals are padded to a multiple: a cache line, the widest vect
 _BLOCK = 512  # cells of a diagonal computed together: scratch and diagonals stay in the L1 cache
 _PART = _BLOCK + 16  # distance of two parts of the scratch, in cells; not a multiple of a page
 _EDGE = 2  # columns before row 0 in the arrays that hold three diagonals
+_START, _FIRST, _STOP = range(3)  # columns of layout
 
 _SILENT_SECONDS = 3.0  # a first call that takes longer logs that it compiles
 
@@ -183,24 +188,28 @@ def _padded(size):
 
 
 @_jit
-def _rows(d, n, m, band):
-    """First row and one past the last row of anti-diagonal d inside the lengths and the band."""
-    first = max(0, d - m + 1, (d - band + 1) // 2)
-    last = min(n - 1, d, (d + band) // 2)
-    return first, last + 1
+def _columns(i, m, line):
+    """First column and one past the last column of row i inside the lengths and the band."""
+    p, q, reach = line
+    return max(0, -((reach - 2 * i * q) // (2 * p))), min(m - 1, (2 * i * q + reach) // (2 * p)) + 1
 
 
 @_jit
-def _layout(n, m, band, start):
-    """Fill start (see the module's diagram); return the size of packed.
+def _layout(n, m, line, layout):
+    """Fill layout, (n + m + 1, 3) (see the module's diagram); return the size of packed.
 
     There is padding before, between and after the diagonals. Loops read it, to no effect.
     """
-    offset = _LANES
+    p, q, reach = line
+    last, offset = n + m - 2, _LANES
     for d in range(n + m + 1):
-        first, stop = _rows(min(d, n + m - 2), n, m, band)
-        start[d] = offset - first
-        if d < n + m - 1:
+        e = min(d, last)
+        first = max(0, e - m + 1, -((reach - 2 * e * p) // (2 * (p + q))))
+        stop = min(n - 1, e, (2 * e * p + reach) // (2 * (p + q))) + 1
+        layout[d, _START] = offset - first
+        layout[d, _FIRST] = first
+        layout[d, _STOP] = stop
+        if d <= last:
             offset += _padded(stop - first)
     return offset + 2 * _LANES
 
@@ -215,10 +224,11 @@ def _largest(row, largest):
 
 
 @_jit
-def _pack(cost, start, n, m, band, rows, packed):
+def _pack(cost, columns, layout, n, m, line, rows, packed):
     """Copy rows of the cost to packed; return their largest magnitude, which may be NaN.
 
-    The call that has row 0 also fills the padding.
+    columns has the first column that is stored of each block of rows. The call that has row 0 also
+    fills the padding.
     """
     flat, width, step = cost.reshape(-1), cost.shape[1], np.uintp(cost.shape[1] - 1)
     begin, end = rows
@@ -226,48 +236,55 @@ def _pack(cost, start, n, m, band, rows, packed):
         packed[:_LANES] = 0
         packed[-2 * _LANES :] = 0
         for d in range(n + m - 1):
-            first, stop = _rows(d, n, m, band)
-            packed[start[d] + stop : start[d] + first + _padded(stop - first)] = 0
+            start, first, stop = layout[d, _START], layout[d, _FIRST], layout[d, _STOP]
+            packed[start + stop : start + first + _padded(stop - first)] = 0
     largest = _reinterpret(abs(cost[0, 0]))
     for top in range(begin, end, _LANES):
         bottom = min(top + _LANES, end)
+        shift = columns[top // ROWS]
         for i in range(top, bottom):
-            largest = _largest(cost[i, max(0, i - band) : min(m, i + band + 1)], largest)
-        for d in range(top, bottom - 1 + m):
-            first, stop = _rows(d, n, m, band)
-            first, stop = max(first, top), min(stop, bottom)
+            left, right = _columns(i, m, line)
+            largest = _largest(cost[i, left - shift : right - shift], largest)
+        left, right = _columns(top, m, line)[0], _columns(bottom - 1, m, line)[1]
+        for d in range(top + left, bottom - 1 + right):
+            start = layout[d, _START]
+            first, stop = max(layout[d, _FIRST], top), min(layout[d, _STOP], bottom)
+            source = top * width - shift + d - top  # of row top, were its column stored
             if stop - first == _LANES:
-                source, target = flat[top * width + d - top :], packed[start[d] + top :]
+                here, target = flat[source:], packed[start + top :]
                 for r in range(_LANES):
-                    target[np.uintp(r)] = source[np.uintp(r) * step]
+                    target[np.uintp(r)] = here[np.uintp(r) * step]
             else:
                 for i in range(first, stop):
-                    packed[start[d] + i] = cost[i, d - i]
+                    packed[start + i] = cost[i, d - i - shift]
     return _reinterpret(largest)
 
 
 @_jit
-def _unpack(packed, start, n, m, band, rows, out):
+def _unpack(packed, columns, layout, n, m, line, rows, out):
     """Copy packed to rows of out, with zeros outside the lengths and the band."""
     flat, width, step = out.reshape(-1), out.shape[1], np.uintp(out.shape[1] - 1)
     begin, end = rows
     if begin == 0:
         out[n:] = 0
-    for i in range(begin, end):
-        out[i, : max(0, i - band)] = 0
-        out[i, min(m, i + band + 1) :] = 0
     for top in range(begin, end, _LANES):
         bottom = min(top + _LANES, end)
-        for d in range(top, bottom - 1 + m):
-            first, stop = _rows(d, n, m, band)
-            first, stop = max(first, top), min(stop, bottom)
+        shift = columns[top // ROWS]
+        for i in range(top, bottom):
+            left, right = _columns(i, m, line)
+            out[i, : left - shift] = 0
+            out[i, right - shift :] = 0
+        left, right = _columns(top, m, line)[0], _columns(bottom - 1, m, line)[1]
+        for d in range(top + left, bottom - 1 + right):
+            start = layout[d, _START]
+            first, stop = max(layout[d, _FIRST], top), min(layout[d, _STOP], bottom)
             if stop - first == _LANES:
-                source, target = packed[start[d] + top :], flat[top * width + d - top :]
+                source, target = packed[start + top :], flat[top * width - shift + d - top :]
                 for r in range(_LANES):
                     target[np.uintp(r) * step] = source[np.uintp(r)]
             else:
                 for i in range(first, stop):
-                    out[i, d - i] = packed[start[d] + i]
+                    out[i, d - i - shift] = packed[start + i]
 
 
 def _soft_step(mantissa, exponent, rows, packed, left, here, size, real, whole, scale):
@@ -349,7 +366,7 @@ def _three_diagonals(n):
 
 
 @_jit
-def _accumulate(n, m, band, gamma, start, packed, left, ahead, mantissa, exponent):
+def _accumulate(n, m, gamma, layout, packed, left, ahead, mantissa, exponent):
     """p of the first half (ahead) or of the second half.
 
     Afterwards mantissa and exponent hold the two diagonals nearest to the middle. Unless left is
@@ -373,7 +390,7 @@ def _accumulate(n, m, band, gamma, start, packed, left, ahead, mantissa, exponen
         exponent[(last + 2) % 3 * width + _EDGE + n] = 0
     while d != end:
         d0, d1, d2 = d % 3 * width, (d - step) % 3 * width, (d - 2 * step) % 3 * width
-        first, stop = _rows(d, n, m, band)
+        start, first, stop = layout[d, _START], layout[d, _FIRST], layout[d, _STOP]
         for i in range(first, stop, _BLOCK):
             column = i + _EDGE
             _soft_step(
@@ -386,7 +403,7 @@ def _accumulate(n, m, band, gamma, start, packed, left, ahead, mantissa, exponen
                 ),
                 packed,
                 left,
-                np.uintp(start[d] + i),
+                np.uintp(start + i),
                 np.uintp(_padded(min(stop - i, _BLOCK))),
                 real,
                 whole,
@@ -410,7 +427,7 @@ def _crossing(mantissa, exponent, a, other_mantissa, other_exponent, b, top):
 
 
 @_jit
-def _meet(n, m, band, gamma, ahead, back, expected, jumps, expected_back, jumps_back):
+def _meet(n, m, gamma, layout, ahead, back, expected, jumps, expected_back, jumps_back):
     """r of the last cell, from (mantissa, exponent) of the first and of the second half.
 
     The other arrays, unless they are empty, get alignments: expected that of the last diagonal of
@@ -423,14 +440,12 @@ def _meet(n, m, band, gamma, ahead, back, expected, jumps, expected_back, jumps_
     middle = (n + m - 2) // 2
     before, here = (middle - 1) % 3 * width + _EDGE, middle % 3 * width + _EDGE
     after, beyond = (middle + 1) % 3 * width + _EDGE, (middle + 2) % 3 * width + _EDGE
-    first, stop = _rows(middle, n, m, band)
     top = np.int64(-1) << 62
-    for i in range(first, stop):
+    for i in range(layout[middle, _FIRST], layout[middle, _STOP]):
         best = max(exponent_back[after + i], exponent_back[after + i + 1])
         best = max(best, exponent_back[beyond + i + 1])
         top = max(top, np.int64(exponent[here + i]) + np.int64(best))
-    first, stop = _rows(middle - 1, n, m, band)
-    for i in range(first, stop):
+    for i in range(layout[middle - 1, _FIRST], layout[middle - 1, _STOP]):
         best = exponent_back[after + i + 1]
         top = max(top, np.int64(exponent[before + i]) + np.int64(best))
     total = 0.0
@@ -442,8 +457,7 @@ def _meet(n, m, band, gamma, ahead, back, expected, jumps, expected_back, jumps_
             expected_back[:] = 0
             jumps[:] = 0
             jumps_back[:] = 0
-        first, stop = _rows(middle, n, m, band)
-        for i in range(first, stop):
+        for i in range(layout[middle, _FIRST], layout[middle, _STOP]):
             a = here + i
             right = _crossing(mantissa, exponent, a, mantissa_back, exponent_back, after + i, top)
             down = _crossing(
@@ -459,8 +473,7 @@ def _meet(n, m, band, gamma, ahead, back, expected, jumps, expected_back, jumps_
                 jumps_back[_EDGE + i + 1] = over / total
             else:
                 total += right + down + over
-        first, stop = _rows(middle - 1, n, m, band)
-        for i in range(first, stop):
+        for i in range(layout[middle - 1, _FIRST], layout[middle - 1, _STOP]):
             over = _crossing(
                 mantissa, exponent, before + i, mantissa_back, exponent_back, after + i + 1, top
             )
@@ -473,7 +486,7 @@ def _meet(n, m, band, gamma, ahead, back, expected, jumps, expected_back, jumps_
 
 
 @_jit
-def _hard_forward(n, m, band, start, packed, left):
+def _hard_forward(n, m, layout, packed, left):
     """r of the best path. Weights, 0 or 1, replace the packed costs and fill left.
 
     Of equally good predecessors, (i-1, j-1) is taken before (i-1, j), and that before (i, j-1).
@@ -484,14 +497,14 @@ def _hard_forward(n, m, band, start, packed, left):
     total[width] = 0.0
     for d in range(n + m - 1):
         d0, d1, d2 = d % 3 * width, (d + 2) % 3 * width, (d + 1) % 3 * width
-        first, stop = _rows(d, n, m, band)
+        start, first, stop = layout[d, _START], layout[d, _FIRST], layout[d, _STOP]
         for i in range(first, stop):
             a, b, c = total[d2 + i], total[d1 + i], total[d1 + i + 1]
             low = a if a <= b else b
-            total[d0 + i + 1] = packed[start[d] + i] + (low if low <= c else c)
-            packed[start[d] + i] = b < a and b <= c
+            total[d0 + i + 1] = packed[start + i] + (low if low <= c else c)
+            packed[start + i] = b < a and b <= c
             if len(left):
-                left[start[d] + i] = c < low
+                left[start + i] = c < low
         total[d0 + first] = total[d0 + stop + 1] = _UNREACHABLE
     return total[(n + m - 2) % 3 * width + n]
 
@@ -522,7 +535,7 @@ def _flow(expected, rows, packed, left, here, size):
 
 
 @_jit
-def _outwards(n, m, band, start, packed, left, border, step, given, jumps):
+def _outwards(n, m, layout, packed, left, border, step, given, jumps):
     """Replace weights by the alignment, from diagonal border to the first (step -1) or last (1).
 
     given is the alignment of diagonal border; jumps is added to that of the next one (see _meet).
@@ -535,7 +548,7 @@ def _outwards(n, m, band, start, packed, left, border, step, given, jumps):
     while 0 <= d - 2 * step <= last or d == border or d - step == border:
         d0, d1, d2 = d % 3 * width, (d - step) % 3 * width, (d - 2 * step) % 3 * width
         if d != border and 0 <= d <= last:
-            first, stop = _rows(d, n, m, band)
+            first, stop = layout[d, _FIRST], layout[d, _STOP]
             column = first + _EDGE
             # Beyond the border, expected is zero: any diagonal's weights will do.
             from2 = d - 2 * step if d - step != border else border
@@ -549,8 +562,8 @@ def _outwards(n, m, band, start, packed, left, border, step, given, jumps):
                 packed,
                 left,
                 (
-                    np.uintp(start[from2] + first - 2 * shift),
-                    np.uintp(start[d - step] + first - shift),
+                    np.uintp(layout[from2, _START] + first - 2 * shift),
+                    np.uintp(layout[d - step, _START] + first - shift),
                 ),
                 np.uintp(_padded(stop - first)),
             )
@@ -559,51 +572,56 @@ def _outwards(n, m, band, start, packed, left, border, step, given, jumps):
                     expected[d0 + i + _EDGE] += jumps[i + _EDGE]
             expected[d0 + column - 1] = expected[d0 + stop + _EDGE] = 0
         if d != border and d - step != border:
-            first, stop = _rows(d - 2 * step, n, m, band)
+            start, first, stop = (
+                layout[d - 2 * step, _START],
+                layout[d - 2 * step, _FIRST],
+                layout[d - 2 * step, _STOP],
+            )
             source = np.uintp(d2 + first + _EDGE)
-            target = np.uintp(start[d - 2 * step] + first)
+            target = np.uintp(start + first)
             for k in range(np.uintp(stop - first)):
                 packed[target + k] = expected[source + k]
         d += step
 
 
 @_jit
-def _hard(n, m, band, start, packed, left):
+def _hard(n, m, layout, packed, left):
     """DTW of packed costs, which the best path replaces unless left is empty."""
-    value = _hard_forward(n, m, band, start, packed, left)
+    value = _hard_forward(n, m, layout, packed, left)
     if len(left):
         expected = np.zeros(_three_diagonals(n), packed.dtype)
         last = n + m - 2
         expected[last % 3 * (len(expected) // 3) + n - 1 + _EDGE] = 1
-        _outwards(n, m, band, start, packed, left, last, -1, expected, np.zeros_like(expected))
+        _outwards(n, m, layout, packed, left, last, -1, expected, np.zeros_like(expected))
     return value
 
 
 @_jit
-def _soft(n, m, band, gamma, start, packed, left):
+def _soft(n, m, gamma, layout, packed, left):
     """Soft-DTW of packed costs, which the alignment replaces unless left is empty."""
     size = _three_diagonals(n)
     mantissa, back = np.empty(size, packed.dtype), np.empty(size, packed.dtype)
     exponent, exponent_back = _integers_like(mantissa), _integers_like(mantissa)
-    _accumulate(n, m, band, gamma, start, packed, left, True, mantissa, exponent)
-    _accumulate(n, m, band, gamma, start, packed, left, False, back, exponent_back)
+    _accumulate(n, m, gamma, layout, packed, left, True, mantissa, exponent)
+    _accumulate(n, m, gamma, layout, packed, left, False, back, exponent_back)
     arrays = np.empty((4, size if len(left) else 0), packed.dtype)
     expected, jumps, expected_back, jumps_back = arrays
     value = _meet(
-        *(n, m, band, gamma, (mantissa, exponent), (back, exponent_back)),
+        *(n, m, gamma, layout, (mantissa, exponent), (back, exponent_back)),
         *(expected, jumps, expected_back, jumps_back),
     )
     if len(left):
         middle = (n + m - 2) // 2
-        _outwards(n, m, band, start, packed, left, middle, -1, expected, jumps)
-        _outwards(n, m, band, start, packed, left, middle + 1, 1, expected_back, jumps_back)
+        _outwards(n, m, layout, packed, left, middle, -1, expected, jumps)
+        _outwards(n, m, layout, packed, left, middle + 1, 1, expected_back, jumps_back)
     return value
 
 
 @_jit
-def _is_hard(n, m, band, gamma):
+def _is_hard(n, m, line, gamma):
     """Whether gamma is 0, or there is a single path: its cost may be less than gamma's rounding."""
-    return gamma == 0 or min(n, m) == 1 or band == 0
+    p, q, reach = line
+    return gamma == 0 or min(n, m) == 1 or (p == q and reach < 2 * p)
 
 
 @_jit
@@ -612,64 +630,77 @@ def _fits_float32(n, m, gamma, largest):
 
 
 @_jit
-def _solve(n, m, band, gamma, largest, start, packed, left):
+def _solve(n, m, line, gamma, largest, layout, packed, left):
     """Soft-DTW of packed costs, which the alignment replaces unless left is empty."""
     if not largest < np.inf:
         packed[:] = np.nan
         return np.nan
     left[:_LANES] = 0
     left[-2 * _LANES :] = 0
-    if _is_hard(n, m, band, gamma):
-        return _hard(n, m, band, start, packed, left)
+    if _is_hard(n, m, line, gamma):
+        return _hard(n, m, layout, packed, left)
     if packed.itemsize == 4 and _fits_float32(n, m, gamma, largest):
-        return _soft(n, m, band, gamma, start, packed, left)
+        return _soft(n, m, gamma, layout, packed, left)
     # A smaller gamma has no effect: it is less than the rounding error of the sums of costs.
     gamma = max(gamma, _smallest_gamma(largest, n, m, 52, 64), 1e-300)
     wide, wide_left = packed.astype(np.float64), left.astype(np.float64)
-    value = _soft(n, m, band, gamma, start, wide, wide_left)
+    value = _soft(n, m, gamma, layout, wide, wide_left)
     packed[:] = wide
     return value
 
 
 @_jit
-def _utterance(cost, alignment, n, m, gamma, band, start, packed, left):
+def _utterance(cost, alignment, columns, n, m, gamma, line, layout, packed, left):
     """Soft-DTW of cost[:n, :m]; fills alignment, zeros beyond n and m too, unless left is empty."""
-    size = _layout(n, m, band, start)
+    size = _layout(n, m, line, layout)
     keep = len(left) > 0
     packed, left = packed[:size], left[: size if keep else 0]
-    largest = _pack(cost, start, n, m, band, (0, n), packed)
-    value = _solve(n, m, band, gamma, largest, start, packed, left)
+    largest = _pack(cost, columns, layout, n, m, line, (0, n), packed)
+    value = _solve(n, m, line, gamma, largest, layout, packed, left)
     if keep:
-        _unpack(packed, start, n, m, band, (0, n), alignment)
+        _unpack(packed, columns, layout, n, m, line, (0, n), alignment)
     return value
 
 
 @_jit
-def _room(lengths, band):
+def _line(lines, b):
+    return lines[b, 0], lines[b, 1], lines[b, 2]
+
+
+@_jit
+def _room(lengths, lines):
     """Size of packed for the largest utterance."""
     room = 0
-    for n, m in lengths:
-        room = max(room, _layout(n, m, band, np.empty(n + m + 1, np.int64)))
+    for b in range(len(lengths)):
+        n, m = lengths[b]
+        room = max(room, _layout(n, m, _line(lines, b), np.empty((n + m + 1, 3), np.int64)))
     return room
 
 
 @_jit
-def _share(cost, alignment, lengths, gamma, band, utterances, packed, left, value):
+def _share(costs, alignments, columns, lengths, gamma, lines, utterances, packed, left, value):
     """Soft-DTW of one thread's utterances, one after the other in the same memory."""
-    start = np.empty(cost.shape[1] + cost.shape[2] + 1, np.int64)
+    longest = 0
+    for b in utterances:
+        longest = max(longest, lengths[b].sum())
+    layout = np.empty((longest + 1, 3), np.int64)
     for b in utterances:
         n, m = lengths[b]
-        value[b] = _utterance(cost[b], alignment[b], n, m, gamma, band, start, packed, left)
+        value[b] = _utterance(
+            *(costs[b], alignments[b], columns[b], n, m, gamma, _line(lines, b)),
+            *(layout, packed, left),
+        )
 
 
 def _in_halves(
     cost: np.ndarray,
     alignment: np.ndarray,
     keep: bool,
+    columns: np.ndarray,
     n: int,
     m: int,
     gamma: float,
-    band: int,
+    line: tuple[int, int, int],
     pool: ThreadPoolExecutor,
 ) -> float:
     """Compute the same as _utterance with two threads: the calling one, and one of the pool."""
@@ -678,35 +709,34 @@ def _in_halves(
         other = pool.submit(work, 1)
         return work(0), other.result()
 
-    start = np.empty(n + m + 1, np.int64)
-    room = _layout(n, m, band, start)
+    layout = np.empty((n + m + 1, 3), np.int64)
+    room = _layout(n, m, line, layout)
     packed = np.empty(room, cost.dtype)
     left = np.empty(room if keep else 0, cost.dtype)
-    rows = (0, n // 2), (n // 2, n)
-    largest = np.maximum(*both(lambda k: _pack(cost, start, n, m, band, rows[k], packed)))
+    middle = n // 2 // ROWS * ROWS
+    rows = (0, middle), (middle, n)
+    largest = np.maximum(*both(lambda k: _pack(cost, columns, layout, n, m, line, rows[k], packed)))
     if (
         cost.dtype == np.float32
         and largest < np.inf
-        and not _is_hard(n, m, band, gamma)
+        and not _is_hard(n, m, line, gamma)
         and _fits_float32(n, m, gamma, largest)
     ):
         left[:_LANES] = left[-2 * _LANES :] = 0
         size = _three_diagonals(n)
         states = [(np.empty(size, np.float32), np.empty(size, np.int32)) for _ in range(2)]
-        both(lambda k: _accumulate(n, m, band, gamma, start, packed, left, k == 0, *states[k]))
+        both(lambda k: _accumulate(n, m, gamma, layout, packed, left, k == 0, *states[k]))
         given = np.empty((2, 2, size if keep else 0), np.float32)
-        value = _meet(n, m, band, gamma, *states, *given.reshape(4, -1))
+        value = _meet(n, m, gamma, layout, *states, *given.reshape(4, -1))
         if keep:
             border = (n + m - 2) // 2
             both(
-                lambda k: _outwards(
-                    *(n, m, band, start, packed, left, border + k, 2 * k - 1, *given[k])
-                )
+                lambda k: _outwards(*(n, m, layout, packed, left, border + k, 2 * k - 1, *given[k]))
             )
     else:
-        value = _solve(n, m, band, gamma, largest, start, packed, left)
+        value = _solve(n, m, line, gamma, largest, layout, packed, left)
     if keep:
-        both(lambda k: _unpack(packed, start, n, m, band, rows[k], alignment))
+        both(lambda k: _unpack(packed, columns, layout, n, m, line, rows[k], alignment))
     return value
 
 
@@ -731,28 +761,23 @@ def _telling_of_compilation(*variant: object) -> Iterator[None]:
 
 
 def align(
-    cost: Tensor,
-    x_lengths: Tensor,
-    y_lengths: Tensor,
-    gamma: float,
-    bandwidth: int | None,
-    with_alignment: bool,
+    cost: Tensor, band: Band, gamma: float, with_alignment: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Back end of :mod:`posinv.softdtw.functional`, on as many threads as torch uses."""
     costs = cost.contiguous().numpy()
     value = np.empty(len(costs), costs.dtype)
-    lengths = torch.stack([x_lengths, y_lengths], dim=1)
-    band = max(costs.shape[1:]) if bandwidth is None else bandwidth
-    sizes = lengths.prod(dim=1)
+    lengths = torch.stack([band.x_lengths, band.y_lengths], dim=1)
+    sizes = band.x_lengths * band.y_lengths.clamp(max=band.width)
     longest_first = torch.argsort(sizes, descending=True, stable=True).numpy()
     available, cells = torch.get_num_threads(), int(sizes.sum())
     threads = min(available, 1 + cells // _CELLS_A_THREAD)
     in_halves = min(available, cells // _CELLS_A_HALF) >= 2 * len(costs)
     workers = max(min(threads // 2 if in_halves else threads, len(costs)), 1)
-    n_and_m = lengths.numpy()
+    n_and_m, lines = lengths.numpy(), np.ascontiguousarray(band.lines.numpy())
+    columns = np.ascontiguousarray(band.first.numpy())
     # Allocated by numpy, which asks for huge pages; torch and numba do not.
     alignment = np.empty_like(costs) if with_alignment else costs
-    room = 0 if in_halves else _room(n_and_m, band)
+    room = 0 if in_halves else _room(n_and_m, lines)
     packed = np.empty((workers, room), costs.dtype)
     left = np.empty((workers, room if with_alignment else 0), costs.dtype)
 
@@ -760,13 +785,13 @@ def align(
         utterances = longest_first[worker::workers]
         if in_halves:
             for b in utterances:
-                n, m = n_and_m[b]
                 value[b] = _in_halves(
-                    costs[b], alignment[b], with_alignment, n, m, gamma, band, pool
+                    *(costs[b], alignment[b], with_alignment, columns[b], n_and_m[b, 0]),
+                    *(n_and_m[b, 1], gamma, (lines[b, 0], lines[b, 1], lines[b, 2]), pool),
                 )
         else:
             _share(
-                *(costs, alignment, n_and_m, gamma, band, utterances),
+                *(costs, alignment, columns, n_and_m, gamma, lines, utterances),
                 *(packed[worker], left[worker], value),
             )
 

@@ -8,9 +8,9 @@ Nothing here waits for the GPU or depends on the values of the lengths, so a CUD
 The kernels check lengths on the GPU: where they don't fit the cost or the band, value and alignment
 are NaN.
 
-Two arrays of the cost's shape, ``up`` and ``left``, hold the softmin weights of every cell; ``up``
-becomes the alignment. If there is no room for both (:mod:`posinv.softdtw.memory`), ``left`` is a
-slab of some strips::
+Costs have the columns that are stored of a band (:mod:`posinv.softdtw.band`). Two arrays of that
+shape, ``up`` and ``left``, hold the softmin weights of every cell; ``up`` becomes the alignment. If
+there is no room for both (:mod:`posinv.softdtw.memory`), ``left`` is a slab of some strips::
 
     cost, up        rows       1. forward, all strips: keeps only the accumulated cost of the row
     +-----------+                 above each strip (borders)
@@ -32,10 +32,12 @@ from torch import Tensor
 
 from posinv.errors import InputError
 from posinv.lengths import on_device
+from posinv.softdtw.band import Band
 from posinv.softdtw.memory import free_bytes, has_room
 
 _STRIP = 32  # rows of a warp
 _SHARED = 2 * 64 * _STRIP  # values of a strip in shared memory
+_RANGES = 2 * 4 * _STRIP  # bytes beside them: the first and the last column of each row
 _WORD = {torch.float32: torch.int32, torch.float64: torch.int64}
 _EMPTY = -1  # the word that marks a value as not yet written
 
@@ -100,7 +102,7 @@ def _launch(name: str, blocks: int, args: tuple) -> None:
 
     device = args[0].device
     kernel = _kernels(torch.cuda.get_device_capability(device), args[0].dtype)[name]
-    shared = _SHARED * args[0].element_size()
+    shared = _SHARED * args[0].element_size() + _RANGES
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
         _succeeded(
@@ -123,17 +125,12 @@ def as_parameters(args: tuple) -> tuple[tuple, tuple]:
 
 
 def align(
-    cost: Tensor,
-    x_lengths: Tensor,
-    y_lengths: Tensor,
-    gamma: float,
-    bandwidth: int | None,
-    with_alignment: bool,
+    cost: Tensor, band: Band, gamma: float, with_alignment: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Back end of :mod:`posinv.softdtw.functional`; lengths on the GPU need not be checked."""
+    """Back end of :mod:`posinv.softdtw.functional`; a band on the GPU need not be checked."""
     if cost.numel() == 0:
         return cost.new_empty(len(cost)), torch.empty_like(cost) if with_alignment else None
-    batch = _Batch(cost.contiguous(), x_lengths, y_lengths, gamma, bandwidth)
+    batch = _Batch(cost.contiguous(), band, gamma)
     if not with_alignment:
         batch.forward(batch.borders())
         return batch.value, None
@@ -144,29 +141,24 @@ def align(
 class _Batch:
     """The kernel launches for one batch. Strip number s holds rows 32 s to 32 s + 31."""
 
-    def __init__(
-        self,
-        cost: Tensor,
-        x_lengths: Tensor,
-        y_lengths: Tensor,
-        gamma: float,
-        bandwidth: int | None,
-    ) -> None:
-        B, N, M = cost.shape
+    def __init__(self, cost: Tensor, band: Band, gamma: float) -> None:
+        B, N, width = cost.shape
         self.cost = cost
         self.gamma = float(gamma)
         self.strips = -(-N // _STRIP)
         self.value = cost.new_empty(B)
+        device = cost.device
         self.sizes = (
-            *(B, N, M),
-            *(on_device(x_lengths, N, cost.device), on_device(y_lengths, M, cost.device)),
-            max(N, M) if bandwidth is None else bandwidth,
+            *(B, N, band.M, width),
+            *(on_device(band.x_lengths, N, device), on_device(band.y_lengths, band.M, device)),
+            band.lines.to(device, non_blocking=True).contiguous(),
+            band.first.to(device, non_blocking=True).contiguous(),
         )
 
     def borders(self) -> tuple[Tensor, Tensor, int, int]:
         """Two arrays for the rows above strips, and how many rows an utterance and a strip have."""
-        B, _, M = self.cost.shape
-        halves = _mark_empty(self.cost.new_empty(2, B, self.strips, M))
+        B, _, width = self.cost.shape
+        halves = _mark_empty(self.cost.new_empty(2, B, self.strips, width))
         return *halves, self.strips, 1
 
     def forward(
@@ -198,14 +190,14 @@ class _Batch:
 
     def alignment_in_slabs(self) -> Tensor:
         """Slab by slab, each of as many strips as there is memory for."""
-        B, _, M = self.cost.shape
+        B, _, width = self.cost.shape
         borders = self.borders()
         self.forward(borders)
         up = torch.empty_like(self.cost)
-        rows = free_bytes(up.device) // (B * M * up.element_size())
+        rows = free_bytes(up.device) // (B * width * up.element_size())
         size = min(max((rows - 1) // _STRIP, 1), self.strips)
         # One row more, for what the slab below passes up.
-        left = up.new_empty(B, size * _STRIP + 1, M)
+        left = up.new_empty(B, size * _STRIP + 1, width)
         weights = (up, left, left.shape[1])
         for stop in range(self.strips, 0, -size):
             first = max(0, stop - size)

@@ -1,17 +1,43 @@
 """Squared distances between the frames of two sequences, in full float32, with their gradients."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from posinv.errors import InputError
 from posinv.lengths import Lengths, checked_lengths, on_device, valid_mask
+from posinv.softdtw.band import ROWS, Band
+from posinv.softdtw.transforms import BatchFunction
+
+Features = Tensor | PackedSequence
+
+
+def as_batch(
+    name: str, x_name: str, x: Features, lengths_name: str, lengths: Lengths | int | None
+) -> tuple[Tensor, Lengths | int | None, bool]:
+    """Return features as a batch (B, F, D), its lengths, and whether they were one sequence (F, D).
+
+    Raises:
+        InputError: lengths beside a PackedSequence, which has its own.
+    """
+    if isinstance(x, PackedSequence):
+        if lengths is not None:
+            raise InputError(
+                f"{name}: {x_name} is a PackedSequence, which has its lengths: leave out"
+                f" {lengths_name}"
+            )
+        return *pad_packed_sequence(x, batch_first=True), False
+    if x.dim() != 2:
+        return x, lengths, False
+    return x[None], None if lengths is None else torch.as_tensor(lengths).reshape(1), True
 
 
 def valid_features(
-    name: str, x_name: str, x: Tensor, lengths_name: str, lengths: Lengths | None
+    name: str, x_name: str, x: Tensor, lengths_name: str, lengths: Lengths | int | None
 ) -> tuple[Tensor, Tensor]:
     """Return features in float32 or float64, zero beyond the lengths, and the checked lengths."""
     if not x.is_floating_point():
@@ -39,17 +65,21 @@ def unit_frames(x: Tensor) -> Tensor:
     return x / norm.masked_fill(norm == 0, torch.inf)
 
 
-class SquaredDistance(torch.autograd.Function):
+class SquaredDistance(BatchFunction):
     """Squared distances of all pairs: (B, N, D) and (B, M, D) give (B, N, M).
 
     Only the features are saved for backward. The clamp at 0 corrects rounding and has no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+    def forward(x: Tensor, y: Tensor) -> Tensor:
         """Compute the distances."""
-        ctx.save_for_backward(x, y)
         return _squared_distance(x, y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Save the features."""
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,16 +91,20 @@ class SquaredDistance(torch.autograd.Function):
         return 2 * grad_x, 2 * grad_y
 
 
-class SquaredSelfDistance(torch.autograd.Function):
+class SquaredSelfDistance(BatchFunction):
     """Squared distances of all pairs of a sequence's frames, with zeros on the diagonal."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         """Compute the distances: (B, N, D) gives (B, N, N)."""
-        ctx.save_for_backward(x)
         distance = _squared_distance(x, x)
         distance.diagonal(dim1=1, dim2=2).zero_()
         return distance
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Save the features."""
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -79,6 +113,101 @@ class SquaredSelfDistance(torch.autograd.Function):
         with _no_autocast(x.device):
             both = grad + grad.mT
             return 2 * (both.sum(dim=2, keepdim=True) * x - _product(both, x))
+
+
+def band_distance(x: Tensor, y: Tensor, band: Band) -> Tensor:
+    """Squared distances of the pairs inside a band, stored as :class:`Band` says: (B, N, W).
+
+    Where x is y, those of the diagonal are zero.
+    """
+    with _no_autocast(x.device):
+        # |x|^2 + |y|^2 - 2 x y is one product of longer frames.
+        x_square, y_square = (z.square().sum(dim=2, keepdim=True) for z in (x, y))
+        left = torch.cat([-2 * x, x_square, torch.ones_like(x_square)], dim=2)
+        right = torch.cat([y, torch.ones_like(y_square), y_square], dim=2)
+        first = band.first.to(x.device, non_blocking=True)
+        distance = _BandProduct.apply(left, right, first, band.width)
+        distance = distance - distance.detach().clamp(max=0)  # a clamp at 0 without gradient
+        if x is y:
+            row = torch.arange(band.N, device=x.device)[:, None]
+            distance = distance.masked_fill(band.columns(x.device) == row, 0.0)
+        return distance
+
+
+class _BandProduct(BatchFunction):
+    """a b^T inside a band: (B, N, D) and (B, M, D) give (B, N, W).
+
+    This and the two products below are each other's derivatives. first is (B, blocks), the first
+    stored column of each block of rows.
+    """
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, first: Tensor, width: int) -> Tensor:
+        out = a.new_empty(*a.shape[:2], width)
+        for rows, where in _blocks(a.shape[1], first, width):
+            out[:, rows] = _product(a[:, rows], b[where].mT)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        a, b, first, _ = inputs
+        ctx.save_for_backward(a, b, first)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, first = ctx.saved_tensors
+        grad_b = _TransposedBandTimes.apply(grad, a, first, b.shape[1])
+        return _BandTimes.apply(grad, b, first), grad_b, None, None
+
+
+class _BandTimes(BatchFunction):
+    """A band's matrices times b: (B, N, W) and (B, M, D) give (B, N, D)."""
+
+    @staticmethod
+    def forward(matrix: Tensor, b: Tensor, first: Tensor) -> Tensor:
+        out = b.new_empty(len(matrix), matrix.shape[1], b.shape[2])
+        for rows, where in _blocks(matrix.shape[1], first, matrix.shape[2]):
+            out[:, rows] = _product(matrix[:, rows], b[where])
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        matrix, b, first = ctx.saved_tensors
+        grad_b = _TransposedBandTimes.apply(matrix, grad, first, b.shape[1])
+        return _BandProduct.apply(grad, b, first, matrix.shape[2]), grad_b, None
+
+
+class _TransposedBandTimes(BatchFunction):
+    """A band's transposed matrices times a: (B, N, W) and (B, N, D) give (B, M, D)."""
+
+    @staticmethod
+    def forward(matrix: Tensor, a: Tensor, first: Tensor, M: int) -> Tensor:
+        out = a.new_zeros(len(matrix), M, a.shape[2])
+        for rows, where in _blocks(matrix.shape[1], first, matrix.shape[2]):
+            out[where] += _product(matrix[:, rows].mT, a[:, rows])
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        matrix, a, first = ctx.saved_tensors
+        grad_matrix = _BandProduct.apply(a, grad, first, matrix.shape[2])
+        return grad_matrix, _BandTimes.apply(matrix, grad, first), None, None
+
+
+def _blocks(N: int, first: Tensor, width: int) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+    """Blocks of rows, and where in (B, M) their stored columns are."""
+    batch = torch.arange(len(first), device=first.device)[:, None]
+    for k, top in enumerate(range(0, N, ROWS)):
+        columns = first[:, k, None] + torch.arange(width, device=first.device)
+        yield slice(top, top + ROWS), (batch, columns)
 
 
 def _squared_distance(x: Tensor, y: Tensor) -> Tensor:

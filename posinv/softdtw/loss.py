@@ -9,17 +9,24 @@ from torch import Tensor, nn
 
 from posinv.errors import InputError
 from posinv.lengths import Lengths, on_device
+from posinv.softdtw.band import check_kind
 from posinv.softdtw.distance import (
+    Features,
     SquaredDistance,
     SquaredSelfDistance,
+    as_batch,
+    band_distance,
     mean_frame,
     unit_frames,
     valid_features,
 )
 from posinv.softdtw.functional import (
+    align,
+    band_of,
     check_backend,
     check_bandwidth,
     check_gamma,
+    checked_backend,
     soft_dtw,
 )
 
@@ -45,10 +52,13 @@ class SoftDTWLoss(nn.Module):
             frames (a frame of zeros has the cost 1/2 to every other one and gets no gradient); or
             a function of x (B, N, D) and y (B, M, D) that returns their costs (B, N, M). It gets
             features that are zero beyond the lengths.
-        bandwidth: Sakoe-Chiba band in frames, see :func:`~posinv.softdtw.soft_dtw`; None for none.
+        bandwidth: half the width of a band in frames, see :func:`~posinv.softdtw.soft_dtw`; None
+            for no band. The self-alignments have it, too. Unless the cost is a function, only the
+            costs inside it are computed and stored.
         backend: see :func:`~posinv.softdtw.soft_dtw`.
         normalize_features: scale each frame to unit L2 norm first, as LASER does.
         normalize_length: divide by the sum of the two frame counts, so that the loss is per frame.
+        band: "slanted" or "fixed", see :func:`~posinv.softdtw.soft_dtw`.
 
     Raises:
         InputError: an argument out of range.
@@ -63,11 +73,13 @@ class SoftDTWLoss(nn.Module):
         backend: str = "auto",
         normalize_features: bool = False,
         normalize_length: bool = False,
+        band: str = "slanted",
     ) -> None:
         super().__init__()
         self.gamma = check_gamma("SoftDTWLoss", gamma)
         self.bandwidth = check_bandwidth("SoftDTWLoss", bandwidth)
         check_backend("SoftDTWLoss", backend)
+        check_kind("SoftDTWLoss", band)
         if not callable(cost) and cost not in COSTS:
             raise InputError(
                 f"SoftDTWLoss: cost must be one of {', '.join(COSTS)}, or a function of x and y, "
@@ -78,42 +90,45 @@ class SoftDTWLoss(nn.Module):
         self.backend = backend
         self.normalize_features = normalize_features
         self.normalize_length = normalize_length
+        self.band = band
 
     def extra_repr(self) -> str:
         """Return the arguments, for print."""
         return (
             f"gamma={self.gamma}, divergence={self.divergence}, cost={self.cost!r},"
-            f" bandwidth={self.bandwidth}, backend={self.backend!r},"
+            f" bandwidth={self.bandwidth}, band={self.band!r}, backend={self.backend!r},"
             f" normalize_features={self.normalize_features},"
             f" normalize_length={self.normalize_length}"
         )
 
     def forward(
         self,
-        x: Tensor,
-        y: Tensor,
-        x_lengths: Lengths | None = None,
-        y_lengths: Lengths | None = None,
+        x: Features,
+        y: Features,
+        x_lengths: Lengths | int | None = None,
+        y_lengths: Lengths | int | None = None,
     ) -> Tensor:
         """Return the loss of each pair: a sum along the path, unless ``normalize_length``.
 
         Args:
             x: (B, N, D) features, floating point; half precision is computed in float32. Frames
-                beyond the lengths are never read.
-            y: (B, M, D) features.
-            x_lengths: (B,) integers in 1..N; None for all N.
+                beyond the lengths are never read. Also (N, D), one sequence, or a PackedSequence.
+            y: (B, M, D) features, (M, D) beside one sequence x, or a PackedSequence.
+            x_lengths: (B,) integers in 1..N; None for all N, and for a PackedSequence.
             y_lengths: (B,) integers in 1..M; None for all M.
 
         Returns:
-            (B,), float32, or float64 if either input is.
+            (B,), float32, or float64 if either input is; () for (N, D) and (M, D).
 
         Raises:
             InputError: shapes or lengths that do not fit.
         """
-        if x.dim() != 3 or y.dim() != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
+        x, x_lengths, one_x = as_batch("SoftDTWLoss", "x", x, "x_lengths", x_lengths)
+        y, y_lengths, one_y = as_batch("SoftDTWLoss", "y", y, "y_lengths", y_lengths)
+        if x.dim() != 3 or y.dim() != 3 or x.shape[::2] != y.shape[::2] or one_x != one_y:
             raise InputError(
                 "SoftDTWLoss: x must be (B, N, D) and y (B, M, D), got shapes"
-                f" {tuple(x.shape)} and {tuple(y.shape)}"
+                f" {tuple(x.shape[one_x:])} and {tuple(y.shape[one_y:])}"
             )
         x, x_lengths = valid_features("SoftDTWLoss", "x", x, "x_lengths", x_lengths)
         y, y_lengths = valid_features("SoftDTWLoss", "y", y, "y_lengths", y_lengths)
@@ -136,16 +151,22 @@ class SoftDTWLoss(nn.Module):
         if self.normalize_length:
             frames = on_device(x_lengths + y_lengths, x.shape[1] + y.shape[1], loss.device)
             loss = loss / frames
-        return loss
+        return loss[0] if one_x else loss
 
     def _soft_dtw(self, x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor) -> Tensor:
         if callable(self.cost):
-            cost = _called(self.cost, x, y)
+            options = self.gamma, self.bandwidth, self.backend, self.band
+            return soft_dtw(_called(self.cost, x, y), x_lengths, y_lengths, *options)
+        backend = checked_backend("SoftDTWLoss", self.backend, x.device)
+        N, M = x.shape[1], y.shape[1]
+        band = band_of(x_lengths, y_lengths, N, M, self.bandwidth, self.band, backend)
+        if band.width < M:
+            cost = band_distance(x, y, band)
         elif x is y:
             cost = SquaredSelfDistance.apply(x)
         else:
             cost = SquaredDistance.apply(x, y)
-        return soft_dtw(cost, x_lengths, y_lengths, self.gamma, self.bandwidth, self.backend)
+        return align(cost, band, self.gamma, backend)
 
 
 def _called(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ _SLACK = 2**25  # bytes kept for small tensors and for what the allocator adds b
 def has_room(cost: Tensor) -> bool:
     """Whether there is memory for two more arrays of the cost's size.
 
-    True on a CPU, and while a CUDA graph is captured: then a GPU can't be asked.
+    True on a CPU, and where a GPU can't be asked: in torch.compile, and while a CUDA graph is
+    captured.
     """
-    if not cost.is_cuda:
+    if torch.compiler.is_compiling() or not cost.is_cuda:
         return True
     with torch.cuda.device(cost.device):
         if torch.cuda.is_current_stream_capturing():

@@ -4,7 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posinv.softdtw.band import Band
+
 _PREDECESSORS = ((1, 1), (1, 0), (0, 1))  # in the order in which gamma = 0 breaks ties
+
+Cell = tuple[int, int]
 
 
 def _softmin(values: np.ndarray, gamma: float) -> np.floating:
@@ -14,46 +18,44 @@ def _softmin(values: np.ndarray, gamma: float) -> np.floating:
     return low - gamma * np.log(np.exp((low - values) / gamma).sum())
 
 
-def _utterance(cost: np.ndarray, gamma: float, bandwidth: int | None) -> tuple[float, np.ndarray]:
-    """Value and expected alignment of one (n, m) cost matrix."""
-    n, m = cost.shape
-    lag = np.subtract.outer(np.arange(n), np.arange(m))
-    inside = abs(lag) <= (max(n, m) if bandwidth is None else bandwidth)
-    if not np.isfinite(cost[inside]).all():
-        return np.nan, np.where(inside, np.nan, 0.0)
-    total = np.full((n + 1, m + 1), np.inf)  # total[i + 1, j + 1]: of the paths to cell (i, j)
-    total[0, 0] = 0.0
-    weights = np.zeros((n, m, 3))  # each cell's shares of its three predecessors
-    for i, j in np.argwhere(inside):
-        before = np.array([total[i + 1 - di, j + 1 - dj] for di, dj in _PREDECESSORS])
+def _utterance(cost: dict[Cell, float], gamma: float) -> tuple[float, dict[Cell, float]]:
+    """Value and expected alignment, given the cost of each cell on a path, row by row."""
+    if not np.isfinite(list(cost.values())).all():
+        return np.nan, dict.fromkeys(cost, np.nan)
+    total: dict[Cell, float] = {(-1, -1): 0.0}  # of the paths to a cell
+    weights = {}  # each cell's shares of its three predecessors
+    for (i, j), c in cost.items():
+        before = np.array([total.get((i - di, j - dj), np.inf) for di, dj in _PREDECESSORS])
         softmin = _softmin(before, gamma)
-        total[i + 1, j + 1] = cost[i, j] + softmin
+        total[i, j] = c + float(softmin)
         if gamma == 0:
-            weights[i, j, before.argmin()] = 1.0
+            weights[i, j] = np.eye(3)[before.argmin()]
         else:
             weights[i, j] = np.exp((softmin - before) / gamma)
-    alignment = np.zeros((n + 1, m + 1))  # alignment[i + 1, j + 1]: of cell (i, j)
-    alignment[n, m] = 1.0
-    for i, j in np.argwhere(inside)[::-1]:
-        for k, (di, dj) in enumerate(_PREDECESSORS):
-            alignment[i + 1 - di, j + 1 - dj] += alignment[i + 1, j + 1] * weights[i, j, k]
-    return float(total[n, m]), alignment[1:, 1:]
+    last = next(reversed(cost))
+    alignment = dict.fromkeys(cost, 0.0)
+    alignment[last] = 1.0
+    for i, j in reversed(cost):
+        for (di, dj), weight in zip(_PREDECESSORS, weights[i, j], strict=True):
+            if (i - di, j - dj) in alignment:
+                alignment[i - di, j - dj] += alignment[i, j] * weight
+    return float(total[last]), alignment
 
 
 def align(
-    cost: Tensor,
-    x_lengths: Tensor,
-    y_lengths: Tensor,
-    gamma: float,
-    bandwidth: int | None,
-    with_alignment: bool,
+    cost: Tensor, band: Band, gamma: float, with_alignment: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Back end of :mod:`posinv.softdtw.functional`."""
-    values = torch.zeros(len(cost), dtype=torch.float64)
-    alignments = torch.zeros(cost.shape, dtype=torch.float64)
-    lengths = zip(x_lengths.tolist(), y_lengths.tolist(), strict=True)
-    for b, (n, m) in enumerate(lengths):
-        value, alignment = _utterance(cost[b, :n, :m].double().cpu().numpy(), gamma, bandwidth)
-        values[b] = value
-        alignments[b, :n, :m] = torch.from_numpy(alignment)
-    return values.to(cost), alignments.to(cost) if with_alignment else None
+    values = np.zeros(len(cost))
+    alignments = np.zeros(cost.shape)
+    stored, inside = cost.double().cpu().numpy(), band.inside().cpu().numpy()
+    columns = band.columns().cpu().numpy()
+    for b in range(len(cost)):
+        places = np.argwhere(inside[b]).tolist()
+        cells = [(i, int(columns[b, i, k])) for i, k in places]
+        costs = [stored[b, i, k] for i, k in places]
+        values[b], alignment = _utterance(dict(zip(cells, costs, strict=True)), gamma)
+        for (i, k), cell in zip(places, cells, strict=True):
+            alignments[b, i, k] = alignment[cell]
+    value = torch.from_numpy(values).to(cost)
+    return value, torch.from_numpy(alignments).to(cost) if with_alignment else None

@@ -132,6 +132,28 @@ def test_softdtw_is_its_definition(tiny_ssl, batch, divergence, normalize_length
         assert loss[b].item() == pytest.approx(expected, rel=1e-3)
 
 
+def test_softdtw_in_a_slanted_band_takes_any_speed_and_length(tiny_ssl, batch):
+    clean, enhanced = (wave.repeat(1, 5) for wave in batch[:2])
+    enhanced.requires_grad_()
+    criterion = SSLSoftDTWCriterion(tiny_ssl, factors=[0.8, 1.2], bandwidth=1)
+    loss = criterion(clean, enhanced)
+    loss.sum().backward()
+    assert loss.isfinite().all() and enhanced.grad.isfinite().all() and enhanced.grad.any()
+
+
+def test_a_fixed_band_that_speeds_can_leave_is_refused_before_training(tiny_ssl):
+    with pytest.raises(InputError) as error:
+        SSLSoftDTWCriterion(tiny_ssl, factors=[1.1, 0.9, 1.0], bandwidth=20, band="fixed")
+    # At 0.9, 180 frames become 200.
+    assert str(error.value) == (
+        "ssl_softdtw: bandwidth 20 of a fixed band is too narrow for utterances over 3.6 s (180 "
+        "frames) at speed 0.9 of factors: set band: slanted, which fits all lengths, or factors: "
+        "[1.0]"
+    )
+    SSLSoftDTWCriterion(tiny_ssl, factors=[1.0], bandwidth=20, band="fixed")
+    SSLSoftDTWCriterion(tiny_ssl, factors=[1.1, 0.9, 1.0], band="fixed")
+
+
 def test_xcorr_is_its_definition(tiny_ssl, batch):
     clean, enhanced, lengths = batch
     criterion = SSLXCorrCriterion(tiny_ssl, max_lag=3, temperature=0.05)

@@ -1,12 +1,16 @@
 """What the soft-DTW tests share: costs, oracles, and checks that every back end must pass.
 
 The checks take a function ``align(cost, x_lengths=None, y_lengths=None, gamma=1.0,
-bandwidth=None)`` that returns values and expected alignments.
+bandwidth=None, band="slanted")`` that returns values and expected alignments.
 """
+
+from fractions import Fraction
+from functools import cache
 
 import torch
 
 from posinv.softdtw import soft_dtw
+from posinv.softdtw.band import make_band
 
 
 def random_cost(*shape, seed=0, dtype=torch.float64):
@@ -21,11 +25,42 @@ def valley_cost(n, m, scale):
     return (scale * (0.5 * valley + random_cost(n, m))[None]).float()
 
 
-def outside(cost, x_lengths, y_lengths, bandwidth=None):
+def in_band(i, j, n, m, bandwidth, band):
+    """Whether a cell is in a band, by the definition in words."""
+    if bandwidth is None:
+        return True
+    if band == "fixed":
+        return abs(i - j) <= bandwidth
+    if n > m:  # for each frame of the longer sequence, those of the shorter one
+        i, j, n, m = j, i, m, n
+    line = Fraction(j * (n - 1), max(m - 1, 1))
+    return abs(i - line) <= bandwidth + Fraction(1, 2)
+
+
+def outside(cost, x_lengths, y_lengths, bandwidth=None, band="slanted"):
     """Whether cells (B, N, M) are outside the lengths or the band."""
-    row, column = torch.arange(cost.shape[1])[:, None], torch.arange(cost.shape[2])
-    found = (row >= x_lengths[:, None, None]) | (column >= y_lengths[:, None, None])
-    return found if bandwidth is None else found | ((row - column).abs() > bandwidth)
+    found = torch.ones(cost.shape, dtype=torch.bool)
+    for b, (n, m) in enumerate(zip(x_lengths.tolist(), y_lengths.tolist(), strict=True)):
+        found[b, :n, :m] = _outside(n, m, bandwidth, band)
+    return found
+
+
+@cache
+def _outside(n, m, bandwidth, band):
+    cells = [[not in_band(i, j, n, m, bandwidth, band) for j in range(m)] for i in range(n)]
+    return torch.tensor(cells)
+
+
+def run_back_end(
+    module, cost, x_lengths, y_lengths, gamma, bandwidth, with_alignment=True, band="slanted"
+):
+    """What a back end gives for whole costs: values and whole alignments."""
+    cells = make_band(x_lengths, y_lengths, *cost.shape[1:], bandwidth, band, True)
+    columns = cells.columns(cost.device)
+    value, alignment = module.align(cost.gather(2, columns), cells, gamma, with_alignment)
+    if with_alignment:
+        alignment = torch.zeros_like(cost).scatter(2, columns, alignment)
+    return value, alignment
 
 
 def value_and_gradient(cost, *args, **kwargs):
@@ -36,7 +71,7 @@ def value_and_gradient(cost, *args, **kwargs):
 
 
 # ------------------------------------------------------------------------------------ the oracles
-def all_paths(n, m, bandwidth=None):
+def all_paths(n, m, bandwidth=None, band="slanted"):
     """Every monotonic path from (0, 0) to (n - 1, m - 1) as a list of cells."""
 
     def extend(path):
@@ -48,18 +83,18 @@ def all_paths(n, m, bandwidth=None):
                 yield from extend([*path, cell])
 
     for path in extend([(0, 0)]):
-        if bandwidth is None or all(abs(i - j) <= bandwidth for i, j in path):
+        if all(in_band(i, j, n, m, bandwidth, band) for i, j in path):
             yield path
 
 
-def brute_force(cost, gamma, bandwidth=None):
+def brute_force(cost, gamma, bandwidth=None, band="slanted"):
     """Value and expected alignment of an (n, m) cost, by enumerating the paths."""
     visits = torch.stack(
         [
             torch.zeros_like(cost).index_put_(
                 tuple(torch.tensor(path).T), torch.tensor(1.0).to(cost)
             )
-            for path in all_paths(*cost.shape, bandwidth)
+            for path in all_paths(*cost.shape, bandwidth, band)
         ]
     )
     totals = (visits * cost).sum(dim=(1, 2))
@@ -125,5 +160,5 @@ def check_not_finite(align, cost, cell, bad, n, m, gamma):
     assert (alignment[1, n:] == 0).all() and (alignment[1, :, m:] == 0).all()
     lag = abs(cell[0] - cell[1])
     if lag > max(N, M) - min(N, M):  # in a narrower band, the cell is outside
-        for found in align(cost, *lengths, gamma, lag - 1):
+        for found in align(cost, *lengths, gamma, lag - 1, band="fixed"):
             assert found.isfinite().all()

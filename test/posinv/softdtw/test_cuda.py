@@ -20,6 +20,7 @@ from softdtw_helpers import (
     check_ties,
     outside,
     random_cost,
+    run_back_end,
     valley_cost,
     value_and_gradient,
 )
@@ -30,7 +31,6 @@ from posinv.softdtw import (
     SoftDTWLoss,
     cpu,
     cuda,
-    reference,
     soft_alignment,
     soft_dtw,
 )
@@ -94,13 +94,14 @@ def align(request):
     else:
         where = request.getfixturevalue("device")
 
-    def align(cost, x_lengths=None, y_lengths=None, gamma=1.0, bandwidth=None):
+    def align(cost, x_lengths=None, y_lengths=None, gamma=1.0, bandwidth=None, band="slanted"):
         B, N, M = cost.shape
         x_lengths = torch.full((B,), N) if x_lengths is None else x_lengths
         y_lengths = torch.full((B,), M) if y_lengths is None else y_lengths
-        args = (cost.to(where), x_lengths, y_lengths, gamma, bandwidth)
-        value, alignment = cuda.align(*args, True)
-        assert torch.equal(cuda.align(*args, False)[0].nan_to_num(), value.nan_to_num())
+        args = (cuda, cost.to(where), x_lengths, y_lengths, gamma, bandwidth)
+        value, alignment = run_back_end(*args, band=band)
+        alone, _ = run_back_end(*args, with_alignment=False, band=band)
+        assert torch.equal(alone.nan_to_num(), value.nan_to_num())
         return value.cpu(), alignment.cpu()
 
     return align
@@ -113,30 +114,36 @@ def full(cost):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("gamma", [0.0, 0.01, 0.3, 10.0])
-@pytest.mark.parametrize("bandwidth", [None, 3, 17, 33])
-def test_equals_the_reference(align, dtype, tolerance, gamma, bandwidth):
-    cost = random_cost(6, 97, 70, dtype=dtype)
+@pytest.mark.parametrize(
+    ("bandwidth", "band"),
+    [(None, "slanted"), (3, "fixed"), (33, "fixed"), (0, "slanted"), (3, "slanted")],
+)
+def test_equals_the_cpu_back_end(align, dtype, tolerance, gamma, bandwidth, band):
+    cost = random_cost(6, 97, 170, dtype=dtype)
     x_lengths = torch.tensor([97, 64, 1, 33, 32, 70])
-    y_lengths = torch.tensor([70, 65, 2, 31, 1, 70])
-    if bandwidth is not None:
+    y_lengths = torch.tensor([170, 65, 2, 31, 1, 140])
+    if band == "fixed":
         x_lengths = torch.minimum(x_lengths, y_lengths + bandwidth)
         y_lengths = torch.minimum(y_lengths, x_lengths + bandwidth)
     args = (x_lengths, y_lengths, gamma, bandwidth)
-    value, alignment = align(cost, *args)
-    expected_value, expected_alignment = reference.align(cost.double(), *args, True)
+    value, alignment = align(cost, *args, band=band)
+    expected_value, expected_alignment = run_back_end(cpu, cost.double(), *args, band=band)
     assert value.dtype == alignment.dtype == dtype
     torch.testing.assert_close(value.double(), expected_value, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(alignment.double(), expected_alignment, rtol=0, atol=tolerance)
-    assert (alignment[outside(cost, x_lengths, y_lengths, bandwidth)] == 0).all()
+    assert (alignment[outside(cost, x_lengths, y_lengths, bandwidth, band)] == 0).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 64, 65])
 @pytest.mark.parametrize("m", [1, 31, 32, 33, 65])
 def test_every_remainder_of_strips_and_chunks(align, n, m):
     cost = random_cost(1, n, m)
-    for bandwidth in (None, abs(n - m), abs(n - m) + 30):
-        value, alignment = align(cost, gamma=0.1, bandwidth=bandwidth)
-        expected = reference.align(cost, *full(cost), 0.1, bandwidth, True)
+    for bandwidth, band in (
+        *((None, "slanted"), (0, "slanted"), (9, "slanted")),
+        *((abs(n - m), "fixed"), (abs(n - m) + 30, "fixed")),
+    ):
+        value, alignment = align(cost, gamma=0.1, bandwidth=bandwidth, band=band)
+        expected = run_back_end(cpu, cost, *full(cost), 0.1, bandwidth, band=band)
         torch.testing.assert_close(value, expected[0], rtol=1e-11, atol=1e-12)
         torch.testing.assert_close(alignment, expected[1], rtol=0, atol=1e-11)
 
@@ -147,24 +154,30 @@ def test_every_remainder_of_strips_and_chunks(align, n, m):
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # the examples share the emulator
 )
 @given(
-    n=st.integers(1, 140),
-    m=st.integers(1, 140),
-    extra=st.none() | st.integers(0, 70),
+    lengths=st.lists(st.tuples(st.integers(1, 140), st.integers(1, 240)), min_size=1, max_size=2),
+    bandwidth=st.none() | st.integers(0, 70),
+    band=st.sampled_from(["slanted", "fixed"]),
     gamma=st.sampled_from([0.0, 0.01, 0.1, 1.0]),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
     slab=st.none() | st.integers(1, 3),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape_band_and_order_of_execution(emulator, n, m, extra, gamma, scale, slab, seed):
+def test_any_lengths_band_and_order_of_execution(
+    emulator, lengths, bandwidth, band, gamma, scale, slab, seed
+):
     emulator.random.seed(seed)
-    cost = random_cost(2, n + 2, m + 1, seed=seed) * scale
-    bandwidth = None if extra is None else abs(n - m) + extra
-    args = (cost, torch.tensor([n, n]), torch.tensor([m, m]), gamma, bandwidth, True)
-    expected_value, expected_alignment = cpu.align(*args)
+    x_lengths, y_lengths = torch.tensor(lengths).T
+    if bandwidth is not None and band == "fixed":
+        y_lengths = torch.minimum(y_lengths, x_lengths + bandwidth)
+        x_lengths = torch.minimum(x_lengths, y_lengths + bandwidth)
+    shape = len(lengths), int(x_lengths.max()) + 2, int(y_lengths.max()) + 1
+    cost = random_cost(*shape, seed=seed) * scale
+    args = (cost, x_lengths, y_lengths, gamma, bandwidth)
+    expected_value, expected_alignment = run_back_end(cpu, *args, band=band)
     with pytest.MonkeyPatch.context() as patch:
         if slab is not None:
             short_of_memory(patch, cost, slab)
-        value, alignment = cuda.align(*args)
+        value, alignment = run_back_end(cuda, *args, band=band)
     torch.testing.assert_close(value, expected_value, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(alignment, expected_alignment, rtol=0, atol=1e-8)
 
@@ -191,7 +204,7 @@ def test_one_launch_each_way(emulator):
     cost = random_cost(3, 90, 40)
     for with_alignment, expected in ((False, ["forward"]), (True, ["forward", "backward"])):
         emulator.launches.clear()
-        cuda.align(cost, *full(cost), 0.1, None, with_alignment)
+        run_back_end(cuda, cost, *full(cost), 0.1, None, with_alignment)
         assert emulator.launches == expected
 
 
@@ -211,7 +224,7 @@ def test_both_halves_of_a_border_start_unwritten(emulator, monkeypatch, with_ali
 
     monkeypatch.setattr(cuda, "_launch", launch)
     cost = random_cost(3, 90, 40, dtype=dtype)
-    cuda.align(cost, *full(cost), 0.1, None, with_alignment)
+    run_back_end(cuda, cost, *full(cost), 0.1, None, with_alignment)
     assert unwritten == [True, True]
 
 
@@ -252,7 +265,7 @@ def test_lengths_that_do_not_fit_give_nan(align):
     cost = random_cost(6, 70, 50, dtype=torch.float32)
     x_lengths = torch.tensor([70, 0, 71, 70, -3, 70])
     y_lengths = torch.tensor([50, 50, 50, 51, 50, 29])
-    value, alignment = align(cost, x_lengths, y_lengths, 0.1, 40)
+    value, alignment = align(cost, x_lengths, y_lengths, 0.1, 40, band="fixed")
     assert value.isnan().tolist() == [False, True, True, True, True, True]
     assert alignment.flatten(1).isnan().all(1).tolist() == value.isnan().tolist()
     assert alignment[0].isfinite().all()
@@ -264,8 +277,8 @@ def test_long_sums_are_accurate_in_float32(emulator):
 
 
 def check_accuracy(cost, value_tolerance, alignment_tolerance, gamma):
-    value, alignment = cuda.align(cost, *full(cost), gamma, None, True)
-    expected_value, expected = cpu.align(cost.cpu().double(), *full(cost), gamma, None, True)
+    value, alignment = run_back_end(cuda, cost, *full(cost), gamma, None)
+    expected_value, expected = run_back_end(cpu, cost.cpu().double(), *full(cost), gamma, None)
     torch.testing.assert_close(value.cpu().double(), expected_value, rtol=value_tolerance, atol=0)
     assert (alignment.cpu() - expected).abs().max() < alignment_tolerance
     assert alignment.min() >= 0
@@ -325,7 +338,7 @@ def test_8192_frames(device, bandwidth):
     cost = torch.rand(2, 8192, 8192, device=device)
     lengths = torch.tensor([8192, 8000]), torch.tensor([8192, 8100])
     value, gradient = value_and_gradient(cost, *lengths, 0.1, bandwidth)
-    expected = cpu.align(cost.cpu(), *lengths, 0.1, bandwidth, False)[0]
+    expected = run_back_end(cpu, cost.cpu(), *lengths, 0.1, bandwidth, False)[0]
     torch.testing.assert_close(value.cpu(), expected, rtol=1e-6, atol=0)
     for rows, total in ((8192, gradient[0].sum(1)), (8000, gradient[1].sum(1)[:8100])):
         assert total.min() > 0.9999 and total.max() < rows
@@ -342,9 +355,9 @@ def test_runs_are_bitwise_repeatable(device):
 
 def test_more_strips_than_fit_on_the_gpu(device):
     cost = torch.rand(400, 700, 90, device=device)
-    value, alignment = cuda.align(cost, *full(cost), 0.1, None, True)
+    value, alignment = run_back_end(cuda, cost, *full(cost), 0.1, None)
     for b in (0, 399):
-        one = cuda.align(cost[b : b + 1], *full(cost[:1]), 0.1, None, True)
+        one = run_back_end(cuda, cost[b : b + 1], *full(cost[:1]), 0.1, None)
         assert torch.equal(value[b], one[0][0]) and torch.equal(alignment[b], one[1][0])
 
 
@@ -421,7 +434,7 @@ def test_in_a_cuda_graph(device):
 def test_lengths_on_the_gpu_that_do_not_fit_give_nan(device):
     cost = torch.rand(3, 70, 50, device=device)
     lengths = torch.tensor([70, 71, 60], device=device), torch.tensor([50, 50, 5], device=device)
-    value = soft_dtw(cost, *lengths, 0.1, 40)
+    value = soft_dtw(cost, *lengths, 0.1, 40, band="fixed")
     assert value.isnan().tolist() == [False, True, True]
     idm = ContrastiveIDM(1.0, 0)(cost, lengths[0])
     assert idm.isnan().tolist() == [False, True, False]

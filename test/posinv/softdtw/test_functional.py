@@ -16,6 +16,7 @@ from softdtw_helpers import (
     check_not_finite,
     check_padding,
     check_ties,
+    outside,
     plain_dtw,
     random_cost,
     valley_cost,
@@ -27,6 +28,7 @@ from posinv.softdtw import soft_alignment, soft_dtw
 
 BACKENDS = ("cpu", "torch", "reference")
 COMPILED = ("cpu", "torch")
+REFERENCES = {}  # what the slow reference gave
 
 
 def test_brute_force_enumerates_the_delannoy_paths():
@@ -38,11 +40,13 @@ def test_brute_force_enumerates_the_delannoy_paths():
     ("n", "m", "bandwidth"),
     [(1, 1, None), (1, 5, None), (5, 1, None), (3, 4, None), (5, 5, None), (4, 5, 1), (5, 4, 2)],
 )
+@pytest.mark.parametrize("band", ["slanted", "fixed"])
 @pytest.mark.parametrize("gamma", [0.05, 1.0, 10.0])
-def test_equals_brute_force_over_all_paths(backend, n, m, bandwidth, gamma):
+def test_equals_brute_force_over_all_paths(backend, n, m, bandwidth, band, gamma):
     cost = random_cost(1, n, m)
-    value, gradient = value_and_gradient(cost, gamma=gamma, bandwidth=bandwidth, backend=backend)
-    expected_value, expected_alignment = brute_force(cost[0], gamma, bandwidth)
+    kwargs = {"gamma": gamma, "bandwidth": bandwidth, "band": band}
+    value, gradient = value_and_gradient(cost, backend=backend, **kwargs)
+    expected_value, expected_alignment = brute_force(cost[0], gamma, bandwidth, band)
     torch.testing.assert_close(value[0], expected_value, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient[0], expected_alignment, rtol=1e-10, atol=1e-12)
 
@@ -72,41 +76,52 @@ def test_gamma_zero_breaks_ties_by_diagonal_then_up_then_left(backend):
 
 @pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("gamma", [0.0, 0.01, 0.3, 10.0])
-@pytest.mark.parametrize("bandwidth", [None, 0, 3, 17])
+@pytest.mark.parametrize(
+    ("bandwidth", "band"),
+    [(None, "slanted"), (0, "fixed"), (3, "fixed"), (17, "fixed"), (0, "slanted"), (4, "slanted")],
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-11)])
-def test_back_ends_agree_with_variable_lengths(backend, gamma, bandwidth, dtype, tolerance):
-    cost = random_cost(5, 41, 38, dtype=dtype)
-    x_lengths = torch.tensor([41, 17, 1, 20, 33])
-    y_lengths = x_lengths if bandwidth == 0 else torch.tensor([38, 18, 2, 20, 30])
-    y_lengths = y_lengths.clamp(max=38)
-    x_lengths = torch.minimum(x_lengths, y_lengths + (41 if bandwidth is None else bandwidth))
+def test_back_ends_agree_with_variable_lengths(backend, gamma, bandwidth, band, dtype, tolerance):
+    # Long enough for a narrow band to be stored in blocks, and for the last one to be a part.
+    cost = random_cost(5, 141, 138, dtype=torch.float32)
+    x_lengths = torch.tensor([141, 17, 1, 20, 33])
+    y_lengths = torch.tensor([138, 18, 2, 20, 30])
+    if band == "fixed":
+        y_lengths = torch.minimum(y_lengths, x_lengths + bandwidth)
+        x_lengths = torch.minimum(x_lengths, y_lengths + bandwidth)
     args = (x_lengths, y_lengths, gamma, bandwidth)
-    value, gradient = value_and_gradient(cost, *args, backend=backend)
-    expected_value, expected_gradient = value_and_gradient(
-        cost.double(), *args, backend="reference"
-    )
+    value, gradient = value_and_gradient(cost.to(dtype), *args, backend=backend, band=band)
+    case = gamma, bandwidth, band
+    if case not in REFERENCES:
+        REFERENCES[case] = value_and_gradient(cost.double(), *args, backend="reference", band=band)
+    expected_value, expected_gradient = REFERENCES[case]
     assert value.dtype == gradient.dtype == dtype
     torch.testing.assert_close(value.double(), expected_value, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=0, atol=tolerance)
-    outside = expected_gradient == 0
-    assert (gradient[outside] == 0).all()
+    assert (gradient[outside(cost, x_lengths, y_lengths, bandwidth, band)] == 0).all()
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 40),
-    m=st.integers(1, 40),
-    extra=st.none() | st.integers(0, 5),
+    lengths=st.lists(st.tuples(st.integers(1, 100), st.integers(1, 200)), min_size=1, max_size=3),
+    bandwidth=st.none() | st.integers(0, 5),
+    band=st.sampled_from(["slanted", "fixed"]),
     gamma=st.sampled_from([0.0, 0.01, 0.1, 1.0]),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
     seed=st.integers(0, 2**31),
 )
-def test_compiled_back_ends_agree_on_any_shape_and_band(n, m, extra, gamma, scale, seed):
-    cost = random_cost(2, n + 2, m + 1, seed=seed) * scale
-    bandwidth = None if extra is None else abs(n - m) + extra
-    args = (torch.tensor([n, n]), torch.tensor([m, m]), gamma, bandwidth)
-    value, gradient = value_and_gradient(cost, *args, backend="cpu")
-    expected_value, expected_gradient = value_and_gradient(cost, *args, backend="torch")
+def test_compiled_back_ends_agree_on_any_lengths_and_band(
+    lengths, bandwidth, band, gamma, scale, seed
+):
+    x_lengths, y_lengths = torch.tensor(lengths).T
+    if bandwidth is not None and band == "fixed":
+        y_lengths = torch.minimum(y_lengths, x_lengths + bandwidth)
+        x_lengths = torch.minimum(x_lengths, y_lengths + bandwidth)
+    shape = len(lengths), int(x_lengths.max()) + 2, int(y_lengths.max()) + 1
+    cost = random_cost(*shape, seed=seed) * scale
+    args = (x_lengths, y_lengths, gamma, bandwidth)
+    value, gradient = value_and_gradient(cost, *args, backend="cpu", band=band)
+    expected_value, expected_gradient = value_and_gradient(cost, *args, backend="torch", band=band)
     torch.testing.assert_close(value, expected_value, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-8)
 
@@ -119,12 +134,12 @@ def test_a_band_wider_than_the_matrix_is_none(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bandwidth", [None, 2])
-def test_gradcheck(backend, bandwidth):
+@pytest.mark.parametrize(("bandwidth", "band"), [(None, "slanted"), (1, "slanted"), (2, "fixed")])
+def test_gradcheck(backend, bandwidth, band):
     cost = random_cost(2, 5, 6).requires_grad_()
     lengths = torch.tensor([5, 3]), torch.tensor([6, 4])
     assert torch.autograd.gradcheck(
-        lambda c: soft_dtw(c, *lengths, 0.3, bandwidth, backend), cost, rtol=1e-6, atol=1e-8
+        lambda c: soft_dtw(c, *lengths, 0.3, bandwidth, backend, band), cost, rtol=1e-6, atol=1e-8
     )
 
 
@@ -256,10 +271,12 @@ def test_empty_batch(backend):
         assert soft_alignment(cost, backend=backend).shape == shape
 
 
-def test_second_derivative_raises():
+def test_third_derivative_raises():
     cost = random_cost(1, 3, 3).requires_grad_()
-    with pytest.raises(RuntimeError, match="soft_dtw has no second derivative"):
-        torch.autograd.grad(soft_dtw(cost.square()).sum(), cost, create_graph=True)
+    (first,) = torch.autograd.grad(soft_dtw(cost.square()).sum(), cost, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), cost, create_graph=True)
+    with pytest.raises(RuntimeError, match="soft_dtw has no third derivative"):
+        torch.autograd.grad(second.sum(), cost)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -284,7 +301,7 @@ COST = torch.zeros(2, 4, 6)
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"cost": torch.zeros(4, 6)}, r"soft_dtw: cost must be (B, N, M), got shape (4, 6)"),
+        ({"cost": torch.zeros(4)}, r"soft_dtw: cost must be (B, N, M), got shape (4,)"),
         (
             {"cost": torch.zeros(2, 4, 6, dtype=torch.int64)},
             "soft_dtw: cost must be floating point, got torch.int64",
@@ -323,9 +340,18 @@ COST = torch.zeros(2, 4, 6)
             "soft_dtw: bandwidth must be None (no band) or an integer >= 0, got 2.0",
         ),
         (
-            {"bandwidth": 1, "x_lengths": torch.tensor([4, 1]), "y_lengths": torch.tensor([5, 6])},
+            {
+                "bandwidth": 1,
+                "band": "fixed",
+                "x_lengths": torch.tensor([4, 1]),
+                "y_lengths": torch.tensor([5, 6]),
+            },
             "soft_dtw: no path within bandwidth 1 for batch index 1: its lengths are 1 and 6;"
-            " use a bandwidth of at least 5 for this batch, or None",
+            ' use a bandwidth of at least 5 for this batch, or band "slanted"',
+        ),
+        (
+            {"bandwidth": 1, "band": "diagonal"},
+            "soft_dtw: band must be one of slanted, fixed, got 'diagonal'",
         ),
         (
             {"backend": "gpu"},

@@ -209,6 +209,10 @@ def test_empty_batch():
             "SoftDTWLoss: backend must be one of auto, cpu, cuda, torch, reference, got 'gpu'",
         ),
         (
+            lambda: SoftDTWLoss(bandwidth=3, band="sloped"),
+            "SoftDTWLoss: band must be one of slanted, fixed, got 'sloped'",
+        ),
+        (
             lambda: SoftDTWLoss(bandwidth=-2),
             "SoftDTWLoss: bandwidth must be None (no band) or an integer >= 0, got -2",
         ),
@@ -240,7 +244,8 @@ def test_bad_input_is_one_line(call, message):
 
 def test_repr_shows_the_configuration():
     assert repr(SoftDTWLoss(0.2, cost="cosine")) == (
-        "SoftDTWLoss(gamma=0.2, divergence=True, cost='cosine', bandwidth=None, backend='auto',"
+        "SoftDTWLoss(gamma=0.2, divergence=True, cost='cosine', bandwidth=None, band='slanted',"
+        " backend='auto',"
         " normalize_features=False, normalize_length=False)"
     )
 
