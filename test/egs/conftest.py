@@ -89,7 +89,9 @@ def fork_server(tmp_path_factory, ctrl_c):
     """The folder of a fork server, which all recipes of the session use."""
     folder = tmp_path_factory.mktemp("server")
     server = [sys.executable, SCRIPTS / "fork_server.py", "start", folder, str(os.getpid())]
-    subprocess.run(server, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    # As path.sh sets them, or the server would take no job.
+    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    subprocess.run(server, check=True, env={**os.environ, **environment})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POSINV_FORK_SERVER", str(folder))
         yield folder

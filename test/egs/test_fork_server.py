@@ -31,6 +31,7 @@ def wait_for(condition, seconds=20):
 def module(tmp_path, monkeypatch):
     """Make a module of a text, where ``-m`` finds it."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.chdir(tmp_path)
 
     def make(text):
@@ -68,6 +69,19 @@ def test_a_fork_is_a_python_of_its_own(python, module, tmp_path, monkeypatch):
     assert told[0] == told[1]
     assert told[0][0] == [["7", "x  y"], str(tmp_path), "a b", None, os.cpu_count()]
     assert parents[0] != os.getpid() == parents[1]
+
+
+def test_jobs_of_a_recipe_are_forks(python, tmp_path):
+    """After path.sh, as jobs.sh runs them."""
+    (tmp_path / "who.py").write_text("import os; print(os.getppid())")
+    folder = ROOT / "egs" / "mini" / "enh1"
+    script = f'cd "{folder}"; . ./path.sh; cd "{tmp_path}"; "{python}" -m who'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    server = subprocess.run(
+        ["pgrep", "--full", f"fork_server.py start {python.parents[1]}"],
+        **{"capture_output": True, "text": True},
+    )
+    assert done.stdout.split()[-1] in server.stdout.split()
 
 
 @pytest.mark.parametrize(
