@@ -27,8 +27,8 @@ DISTANCES: tuple[Distance, ...] = get_args(Distance)
 MIN_FRAMES = 5  # a shorter query isn't searched: all documents get score 0
 DECISION = 2.0  # S3PRL's threshold of a detection, in standard deviations
 
-# From score-TWV-Cnxe.sh of QUESST 2015's scoring package, the one that is to be had: P_target, C_fa,
-# C_miss. The README beside it prints what follows from them, an effective prior of 0.0741.
+# From score-TWV-Cnxe.sh of QUESST 2015's scoring package (2014's was not to be seen): P_target,
+# C_fa, C_miss. The README beside it prints what follows from them, an effective prior of 0.0741.
 P_TARGET, C_FA, C_MISS = 0.0008, 1.0, 100.0
 BETA = C_FA / C_MISS * (1 - P_TARGET) / P_TARGET  # 12.49
 
