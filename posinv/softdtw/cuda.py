@@ -150,7 +150,8 @@ class _Batch:
         device = cost.device
         self.sizes = (
             *(B, N, band.M, width),
-            *(on_device(band.x_lengths, N, device), on_device(band.y_lengths, band.M, device)),
+            on_device(band.x_lengths, N, device).contiguous(),
+            on_device(band.y_lengths, band.M, device).contiguous(),
             band.lines.to(device, non_blocking=True).contiguous(),
             band.first.to(device, non_blocking=True).contiguous(),
         )

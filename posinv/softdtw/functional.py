@@ -241,7 +241,9 @@ class _SoftDTW(BatchFunction):
             ctx.set_materialize_grads(False)  # else the alignment gets a gradient of zeros
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 9
         cost, alignment, *band = ctx.saved_tensors
         M, gamma, _ = ctx.options
         if not ctx.kept:

@@ -81,6 +81,7 @@ def test_comments_do_not_make_another_training(train):
 def test_results_of_changed_inputs_are_refused(bash):
     script = """
     for file in options records; do . "$scripts/$file.sh"; done
+    qbe=false
     mkdir -p "exp x/a"
     echo 1 > "in put"
     record_inputs "exp x/a/scores.json" "in put"

@@ -575,7 +575,7 @@ def test_an_update_of_the_released_code(loss, ssl_of_12_layers, tmp_path, reques
     expected = torch.stack(losses).mean()
     expected.backward()
 
-    found = model(waves, lengths, names)[0]
+    found = model(speech=waves, speech_lengths=lengths, utt_id=names)[0]
     found.backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     wanted = {f"upstream.model.{n}": p for n, p in oracle.named_parameters()}
