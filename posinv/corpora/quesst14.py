@@ -9,7 +9,6 @@ count as never found.
 
 import re
 from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from posinv.corpora.prepared import Contents, Prepared
 from posinv.corpora.search import write_search
 from posinv.data.audio import SAMPLING_RATE, read_audio, write_audio
-from posinv.data.files import atomic_folder
+from posinv.data.files import atomic_folder, file_digest
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import write_table
 from posinv.errors import InputError
@@ -61,7 +60,7 @@ def prepare(src: Path | str, out: Path | str, *, split: str, nj: int = 1) -> Pre
             x = x / max(1.0, np.abs(x).max())  # resampling may overshoot
             path = fresh / "audio" / f"{name}.flac"
             write_audio(path, x, SAMPLING_RATE)
-            return len(x), blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            return len(x), file_digest(path)
 
         lengths, digests = zip(*map_parallel(convert, searched, nj), strict=True)
         audio = {name: str(out / "audio" / f"{name}.flac") for name in searched}

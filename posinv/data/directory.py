@@ -8,7 +8,6 @@ directories, with ``segments`` or without ``phn``, become one by ``posinv.bin.im
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from posinv.data.audio import read_audio, write_audio
-from posinv.data.files import atomic_folder
+from posinv.data.files import atomic_folder, file_digest
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import read_table, read_token_list, write_table
 from posinv.errors import InputError
@@ -282,10 +281,9 @@ def format_data(
             if reference is not x:
                 spk1 = f"audio/{utt}.spk1.{audio_format}"
                 write_audio(fresh / spk1, np.clip(gain * reference, -1, 1), sampling_rate)
-            digest = blake2b((fresh / wav).read_bytes(), digest_size=16)
-            digest.update((fresh / spk1).read_bytes())
+            digest = file_digest(fresh / wav, fresh / spk1)
             paths = str(out / wav), str(out / spk1)
-            return utt, *paths, len(x), digest.hexdigest(), bool(gain < 1)
+            return utt, *paths, len(x), digest, bool(gain < 1)
 
         results = list(map_parallel(convert, data.wav, nj))
         utts, wavs, spk1s, lengths, digests, scaled = zip(*results, strict=True)

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
 import yaml
@@ -71,6 +72,14 @@ def _remove_leftovers(parent: Path, prefix: str) -> None:
         pid = path.name.removeprefix(prefix).partition(".")[0]
         if path.name.startswith(prefix) and pid.isdecimal() and not Path("/proc", pid).exists():
             shutil.rmtree(path)
+
+
+def file_digest(*paths: os.PathLike[str] | str) -> str:
+    """Return the BLAKE2b digest of files, one after the other: 16 bytes, in hexadecimal."""
+    digest = blake2b(digest_size=16)
+    for path in paths:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
 
 
 def read_yaml(path: Path, option: str) -> object:
