@@ -18,6 +18,19 @@ def random_cost(*shape, seed=0, dtype=torch.float64):
     return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def costs_of_lengths(lengths, bandwidth, band, scale, seed):
+    """Padded costs of pairs of lengths, cut so that they fit a fixed band; the lengths (B,) twice.
+
+    The lengths are not contiguous in memory.
+    """
+    x_lengths, y_lengths = torch.tensor(lengths).T
+    if bandwidth is not None and band == "fixed":
+        y_lengths = torch.minimum(y_lengths, x_lengths + bandwidth)
+        x_lengths = torch.minimum(x_lengths, y_lengths + bandwidth)
+    shape = len(lengths), int(x_lengths.max()) + 2, int(y_lengths.max()) + 1
+    return random_cost(*shape, seed=seed) * scale, x_lengths, y_lengths
+
+
 def valley_cost(n, m, scale):
     """One float32 cost (1, n, m), as of similar utterances: low along the diagonal."""
     position = torch.arange(n)[:, None] * (m / n) - torch.arange(m)

@@ -18,6 +18,7 @@ from softdtw_helpers import (
     check_not_finite,
     check_padding,
     check_ties,
+    costs_of_lengths,
     outside,
     random_cost,
     run_back_end,
@@ -166,12 +167,7 @@ def test_any_lengths_band_and_order_of_execution(
     emulator, lengths, bandwidth, band, gamma, scale, slab, seed
 ):
     emulator.random.seed(seed)
-    x_lengths, y_lengths = torch.tensor(lengths).T
-    if bandwidth is not None and band == "fixed":
-        y_lengths = torch.minimum(y_lengths, x_lengths + bandwidth)
-        x_lengths = torch.minimum(x_lengths, y_lengths + bandwidth)
-    shape = len(lengths), int(x_lengths.max()) + 2, int(y_lengths.max()) + 1
-    cost = random_cost(*shape, seed=seed) * scale
+    cost, x_lengths, y_lengths = costs_of_lengths(lengths, bandwidth, band, scale, seed)
     args = (cost, x_lengths, y_lengths, gamma, bandwidth)
     expected_value, expected_alignment = run_back_end(cpu, *args, band=band)
     with pytest.MonkeyPatch.context() as patch:

@@ -16,6 +16,7 @@ from softdtw_helpers import (
     check_not_finite,
     check_padding,
     check_ties,
+    costs_of_lengths,
     outside,
     plain_dtw,
     random_cost,
@@ -113,12 +114,7 @@ def test_back_ends_agree_with_variable_lengths(backend, gamma, bandwidth, band, 
 def test_compiled_back_ends_agree_on_any_lengths_and_band(
     lengths, bandwidth, band, gamma, scale, seed
 ):
-    x_lengths, y_lengths = torch.tensor(lengths).T
-    if bandwidth is not None and band == "fixed":
-        y_lengths = torch.minimum(y_lengths, x_lengths + bandwidth)
-        x_lengths = torch.minimum(x_lengths, y_lengths + bandwidth)
-    shape = len(lengths), int(x_lengths.max()) + 2, int(y_lengths.max()) + 1
-    cost = random_cost(*shape, seed=seed) * scale
+    cost, x_lengths, y_lengths = costs_of_lengths(lengths, bandwidth, band, scale, seed)
     args = (x_lengths, y_lengths, gamma, bandwidth)
     value, gradient = value_and_gradient(cost, *args, backend="cpu", band=band)
     expected_value, expected_gradient = value_and_gradient(cost, *args, backend="torch", band=band)
