@@ -1,4 +1,4 @@
-"""Search spoken queries in spoken documents by one layer of an SSL model, and score the search.
+"""Find spoken queries in spoken documents with the features of an SSL model's layer; score that.
 
 Subsequence DTW, as S3PRL's quesst14_dtw: no training. With --enh_config and --enh_model, the SSL
 model hears queries and documents through that enhancement model, as the front end enh_ssl does.

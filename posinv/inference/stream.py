@@ -18,7 +18,7 @@ PIPE_BYTES = 1 << 16  # at most, of one read
 
 
 class EnhancerStream:
-    """One channel of 16 kHz audio, enhanced as it arrives; :meth:`Enhancer.stream` makes it.
+    """Enhances one channel of 16 kHz audio while it arrives. :meth:`Enhancer.stream` returns one.
 
     ``stream(chunk)`` returns the samples that are ready, ``stream.flush()`` the rest. Together they
     are as many as went in. Their values do not depend on where the chunks are cut.

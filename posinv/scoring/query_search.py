@@ -203,7 +203,7 @@ def _gains(relevant: np.ndarray, beta: float) -> np.ndarray:
 def read_relevance(
     path: Path | str, queries: Sequence[str], documents: Sequence[str]
 ) -> np.ndarray:
-    """Read which documents are relevant: a line ``<query> <document>`` for each such pair.
+    """Read the file of relevant pairs: each line is ``<query> <document>``.
 
     Args:
         path: the file, in any order.

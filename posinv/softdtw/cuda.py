@@ -139,7 +139,7 @@ def align(
 
 
 class _Batch:
-    """The kernel launches for one batch. Strip number s holds rows 32 s to 32 s + 31."""
+    """The kernel launches for one batch. Strip s is the rows from 32 s to 32 s + 31."""
 
     def __init__(self, cost: Tensor, band: Band, gamma: float) -> None:
         B, N, width = cost.shape

@@ -13,7 +13,7 @@ In Python::
 
     model = S3PRLUpstream("posinv", "my-hubert").eval()
 
-S3PRL's ``run_downstream.py`` takes ``-u posinv -k my-hubert`` if it is started as::
+To use it in S3PRL's ``run_downstream.py``, start that as follows::
 
     python -c "import posinv.ssl.s3prl as s, runpy; s.register(); \\
         runpy.run_module('s3prl.run_downstream', run_name='__main__')" -u posinv -k my-hubert ...

@@ -154,7 +154,7 @@ def test_costs_outside_a_band_are_not_read():
 
 
 def test_memory_of_features_is_that_of_the_band():
-    """4,000 by 4,000 frames would take 64 MB for each of six whole arrays."""
+    """Without a band there would be six arrays of 4,000 by 4,000 values, 64 MB each."""
     code = """
 import resource, torch
 from posinv.softdtw import SoftDTWLoss

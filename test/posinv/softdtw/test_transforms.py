@@ -1,4 +1,4 @@
-"""torch.func, torch.compile, second derivatives, single sequences and packed ones."""
+"""torch.func, torch.compile, second derivatives, unbatched inputs and PackedSequence."""
 
 import pytest
 import torch

@@ -92,7 +92,7 @@ def test_s3prl_is_not_imported(folders, monkeypatch):
 
 
 def test_register_puts_stand_ins_only_where_something_is_gone(monkeypatch):
-    """With a stand-in for S3PRL that imports what S3PRL 0.4.18 does."""
+    """A fake S3PRL has the same imports as S3PRL 0.4.18."""
     torchaudio, huggingface_hub = ModuleType("torchaudio"), ModuleType("huggingface_hub")
     torchaudio.set_audio_backend = huggingface_hub.HfFolder = object()
     before = torchaudio.set_audio_backend
