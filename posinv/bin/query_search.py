@@ -7,6 +7,7 @@ model hears queries and documents through that enhancement model, as the front e
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,25 +82,23 @@ def main() -> None:
 def encoder(args: argparse.Namespace) -> Callable[[str, str], np.ndarray]:
     """Return a function from an entry of a wav.scp, and its name for messages, to (F, D)."""
     device = "cuda" if args.ngpu else "cpu"
-    upstream = SSLUpstream(args.ssl).to(device)
-    separate = None
+    compute: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     if args.enh_config:
-        from posinv.espnet.load import load_enhancement_model  # imports ESPnet, which takes seconds
+        from posinv.espnet.frontends import EnhSSLFrontend  # imports ESPnet, which takes seconds
 
-        separate = load_enhancement_model(args.enh_config, args.enh_model, device)
+        enhancement = str(args.enh_config), str(args.enh_model)
+        compute = EnhSSLFrontend(args.ssl, *enhancement, layer=args.layer).encode
+    else:
+        compute = partial(SSLUpstream(args.ssl).to(device), layer=args.layer)
 
     @torch.inference_mode()
     def encode(entry: str, name: str) -> np.ndarray:
         try:
             waves = torch.from_numpy(read_audio(entry, SAMPLING_RATE))[None].to(device)
-            length = waves.shape[1]
-            if separate:
-                [enhanced] = separate(waves, fs=SAMPLING_RATE)
-                waves = torch.from_numpy(enhanced[:, :length]).to(device)
-            hidden, _ = upstream(waves, [length], layer=args.layer)
+            hidden, _ = compute(waves, torch.tensor([waves.shape[1]]))
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        frames = hidden[0].cpu().numpy()
+        frames = hidden.flatten(0, -2).cpu().numpy()
         if not np.isfinite(frames).all():
             raise InputError(f"{name}: the SSL model's features are not finite: train it again")
         return frames
