@@ -82,6 +82,8 @@ if complete; then
     exit 0
 fi
 
+[ -n "$own_python" ] || [ ! -L "$venv" ] || die "$venv is a link, and set-up would replace what it leads to:" \
+    "remove the link, or install into that environment: --python $venv/bin/python"
 { mkdir -p "$state" && : >> "$state/lock" && : > "$log" && [ -w "$tools" ]; } 2> /dev/null \
     || die "cannot write to $tools: make it and what is in it writable, or clone posinv elsewhere"
 exec 9>> "$state/lock"

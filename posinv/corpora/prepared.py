@@ -29,7 +29,8 @@ class Contents:
     def __str__(self) -> str:
         words = f"{self.utterances} recordings"
         if self.speakers is not None:
-            words = f"{self.utterances} utterances of {self.speakers} speakers"
+            speakers = "speaker" if self.speakers == 1 else "speakers"
+            words = f"{self.utterances} utterances of {self.speakers} {speakers}"
         return words if self.minutes is None else f"{words}, {self.minutes:.1f} minutes"
 
 

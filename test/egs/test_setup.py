@@ -110,7 +110,7 @@ def test_kaldi_directories_are_imported_and_data_used_as_it_is(checkout, recipe,
     assert "sampled at 8000 Hz, not 16000 Hz" in done.stderr
     done = kaldi.run(*SHORT, "--local_data_opts", options, "--resample", "true")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "data/train: 2 utterances of 1 speakers" in done.stdout
+    assert "data/train: 2 utterances of 1 speaker\n" in done.stdout
     assert "data/train: 2 cut out of recordings" in done.stdout
     assert snapshot(corpus) == before
     assert (kaldi.dir / "dump/raw/test_seen/wav.scp").exists()

@@ -135,6 +135,17 @@ def test_what_is_no_python_for_posinv(checkout):
     assert not (checkout.root / "tools" / "venv").exists()
 
 
+def test_an_environment_behind_a_link_is_not_replaced(checkout):
+    elsewhere = checkout.top / "venv"
+    elsewhere.mkdir()
+    (elsewhere / "mine").touch()
+    venv = checkout.root / "tools" / "venv"
+    venv.symlink_to(elsewhere)
+    assert checkout.fails().startswith(f"{venv} is a link, and set-up would replace what it leads")
+    assert (elsewhere / "mine").exists()
+    assert checkout.calls.read_text() == ""
+
+
 def test_first_python_that_runs_is_taken(checkout):
     checkout.python("python3.13", SHIM)
     checkout.python("python3.12", OLD)
