@@ -1,6 +1,16 @@
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FORK_SERVER = ROOT / "egs" / "TEMPLATE" / "scripts" / "fork_server.py"
+# As path.sh sets them: the fork server takes no job with others.
+FORK_ENVIRONMENT = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def pytest_addoption(parser):
@@ -22,3 +32,31 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real speech: {path} is absent")
     return path
+
+
+@pytest.fixture(scope="session")
+def ctrl_c():
+    """Let scripts trap Ctrl-C where the tests run in the background of another, ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory, ctrl_c):
+    """The folder of a fork server."""
+    folder = tmp_path_factory.mktemp("server")
+    server = [sys.executable, FORK_SERVER, "start", folder, str(os.getpid())]
+    subprocess.run(server, check=True, env={**os.environ, **FORK_ENVIRONMENT})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def python(fork_server):
+    """The first words of a command that runs a module (``-m``); torch and ESPnet are there."""
+    deadline = time.monotonic() + 300
+    while not (fork_server / "socket").exists():
+        assert time.monotonic() < deadline, (fork_server / "log").read_text()
+        time.sleep(0.1)
+    variables = [f"{name}={value}" for name, value in FORK_ENVIRONMENT.items()]
+    return ["env", *variables, str(fork_server / "bin" / "python3")]

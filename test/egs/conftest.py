@@ -1,7 +1,5 @@
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,24 +75,11 @@ class Recipe:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def ctrl_c():
-    """Let scripts trap Ctrl-C where the tests run in the background of another, ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def fork_server(tmp_path_factory, ctrl_c):
-    """The folder of a fork server, which all recipes of the session use."""
-    folder = tmp_path_factory.mktemp("server")
-    server = [sys.executable, SCRIPTS / "fork_server.py", "start", folder, str(os.getpid())]
-    # As path.sh sets them, or the server would take no job.
-    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    subprocess.run(server, check=True, env={**os.environ, **environment})
+def recipes_use_the_fork_server(fork_server, ctrl_c):
+    """Let all recipes of the session share one fork server."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSINV_FORK_SERVER", str(folder))
-        yield folder
+        patch.setenv("POSINV_FORK_SERVER", str(fork_server))
+        yield
 
 
 @pytest.fixture(scope="module")

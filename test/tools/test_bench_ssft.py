@@ -1,26 +1,24 @@
 import csv
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "bench_ssft.py"
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
-def run_script(*options):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--quick", *map(str, options)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
-    )
+@pytest.fixture
+def run_script(python):
+    def run(*options):
+        command = [*python, "-m", "bench_ssft", "--quick", *map(str, options)]
+        return subprocess.run(command, cwd=TOOLS, capture_output=True, text=True)
+
+    return run
 
 
 @pytest.mark.parametrize("model", ["hubert", "wavlm"])
-def test_quick_run_times_every_phase_of_both(tmp_path, model):
+def test_quick_run_times_every_phase_of_both(run_script, tmp_path, model):
     done = run_script(
         "--seconds", 0.5, "--pairs", 2, "--model", model, "--out", tmp_path / "out dir"
     )
@@ -48,7 +46,7 @@ def test_quick_run_times_every_phase_of_both(tmp_path, model):
         (["--device", "cuda"], "--device cuda: torch sees no GPU"),
     ],
 )
-def test_bad_options_are_one_line(tmp_path, options, message):
+def test_bad_options_are_one_line(run_script, tmp_path, options, message):
     if "cuda" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     done = run_script("--out", tmp_path, *options)

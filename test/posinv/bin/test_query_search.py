@@ -1,7 +1,6 @@
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +31,16 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, *options):
+def run(python, folder, *options):
     files = {"queries": "queries.scp", "documents": "documents.scp"}
     files |= {"utt2set": "utt2set", "relevance": "relevance", "out": "scores.json"}
     named = [part for name, file in files.items() for part in (f"--{name}", folder / file)]
-    command = [sys.executable, "-m", "posinv.bin.query_search", *named, *options]
+    command = [*python, "-m", "posinv.bin.query_search", *named, *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
 
 
-def test_command(folder, tiny_ssl):
-    done = run(folder, "--ssl", tiny_ssl, "--layer", "0")
+def test_command(python, folder, tiny_ssl):
+    done = run(python, folder, "--ssl", tiny_ssl, "--layer", "0")
     assert done.returncode == 0, done.stderr
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["test"]["mtwv"] == pytest.approx(1)
@@ -51,11 +50,11 @@ def test_command(folder, tiny_ssl):
     assert len(rows) == 4
 
     write_audio(folder / "doc-b.flac", np.zeros(300), 16000)
-    done = run(folder, "--ssl", tiny_ssl)
+    done = run(python, folder, "--ssl", tiny_ssl)
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if "error: " in line]
     assert f"{folder / 'documents.scp'}: doc-b: " in line and "300" in line
-    done = run(folder, "--ssl", tiny_ssl, "--enh_model", "x.pth")
+    done = run(python, folder, "--ssl", tiny_ssl, "--enh_model", "x.pth")
     assert "--enh_config and --enh_model: both are needed" in done.stderr
 
 

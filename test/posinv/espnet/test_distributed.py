@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 
@@ -134,26 +133,29 @@ def options(ssl_folder, corpus, exp):
     return make
 
 
-def start(exp, jobs):
+@pytest.fixture(scope="module")
+def start(exp, python):
     """Start two processes that share the work of each job, a pair of task and options."""
-    meeting = f"file://{exp}/rendezvous{time.monotonic_ns()}"
-    gloo = ["--dist_backend", "gloo", "--dist_world_size", "2", "--dist_rank"]
-    processes = []
-    for rank in ("0", "1"):
-        mine = [
-            (task, [*cmd, *gloo, rank, "--dist_init_method", f"{meeting}.{i}"])
-            for i, (task, cmd) in enumerate(jobs)
-        ]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", RANK, json.dumps(mine)],
+    (exp / "rank.py").write_text(RANK)
+
+    def processes(jobs):
+        meeting = f"file://{exp}/rendezvous{time.monotonic_ns()}"
+        gloo = ["--dist_backend", "gloo", "--dist_world_size", "2", "--dist_rank"]
+        for rank in ("0", "1"):
+            mine = [
+                (task, [*cmd, *gloo, rank, "--dist_init_method", f"{meeting}.{i}"])
+                for i, (task, cmd) in enumerate(jobs)
+            ]
+            yield subprocess.Popen(
+                [*python, "-m", "rank", json.dumps(mine)],
+                cwd=exp,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-        )
-    return processes
+
+    return lambda jobs: list(processes(jobs))
 
 
 def finish(processes):
@@ -179,10 +181,10 @@ def assert_same(first, second):
 
 
 @pytest.fixture(scope="module")
-def two(exp, options):
+def two(options, start):
     """All uninterrupted trainings with two processes."""
     jobs = [(task, options(task, "two")) for task in TASKS]
-    finish(start(exp, [*jobs, ("enh", options("enh", "long", **LONG))]))
+    finish(start([*jobs, ("enh", options("enh", "long", **LONG))]))
 
 
 def test_two_processes_are_one_with_twice_the_batch(exp, options, two):
@@ -214,11 +216,11 @@ def test_left_over_gradients_go_with_the_epoch(exp, options):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_killed_and_resumed_over_two_processes(exp, options, two):
+def test_killed_and_resumed_over_two_processes(exp, options, start, two):
     """A run killed at any time, with accumulated gradients, resumes at its last whole epoch."""
     killed, epochs = exp / "enh" / "killed", LONG["max_epoch"]
     job = [("enh", options("enh", "killed", **LONG))]
-    processes = start(exp, job)
+    processes = start(job)
     while not (killed / "3epoch.pth").exists():
         time.sleep(0.01)
         assert processes[0].poll() is None, processes[0].stdout.read()[-3000:]
@@ -226,7 +228,7 @@ def test_killed_and_resumed_over_two_processes(exp, options, two):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert 3 <= len(read_epochs(killed)) < epochs
-    finish(start(exp, job))
+    finish(start(job))
     np.testing.assert_array_equal(curve(exp / "enh" / "long"), curve(killed))
     first, second = (weights(exp / "enh" / name, epochs) for name in ("long", "killed"))
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -2,7 +2,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -64,14 +63,20 @@ def write_config(folder, **changes):
     return path
 
 
-def enh_train(*options, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "posinv.bin.enh_train", *map(str, options)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def enh_train(python):
+    """Start a training."""
+
+    def start(*options, **environment):
+        return subprocess.Popen(
+            [*python, "-m", "posinv.bin.enh_train", *map(str, options)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
 
 
 def finish(process):
@@ -84,7 +89,7 @@ def weights(folder, epoch):
     return torch.load(folder / f"{epoch}epoch.pth", weights_only=True)
 
 
-def test_resumed_run_is_the_unbroken_one(tmp_path, data, tiny_ssl):
+def test_resumed_run_is_the_unbroken_one(enh_train, tmp_path, data, tiny_ssl):
     config = write_config(tmp_path)
     options = ["--config", config, "--ssl", tiny_ssl, *data, "--resume", "true", "--output_dir"]
     log = finish(enh_train(*options, tmp_path / "unbroken"))
@@ -102,7 +107,7 @@ def test_resumed_run_is_the_unbroken_one(tmp_path, data, tiny_ssl):
     assert saved["criterions"][0]["conf"]["ssl"] == tiny_ssl
 
 
-def test_two_processes_on_cpu(tmp_path, data, tiny_ssl):
+def test_two_processes_on_cpu(enh_train, tmp_path, data, tiny_ssl):
     config = write_config(tmp_path, max_epoch=1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

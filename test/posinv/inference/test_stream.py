@@ -204,10 +204,10 @@ def test_reader_that_goes_away():
         pipe(small_stream(), Source(bytes(20000), []), sink)
 
 
-def test_command_is_a_pipe(enh_dir, enhancer):
+def test_command_is_a_pipe(python, enh_dir, enhancer):
     """A real process: samples come back before the input ends, and nothing else with them."""
     pcm = np.round(noise(48000) * 32768).astype("<i2")
-    command = [sys.executable, "-m", "posinv.bin.enhance", "--stream", "--model", enh_dir]
+    command = [*python, "-m", "posinv.bin.enhance", "--stream", "--model", enh_dir]
     with subprocess.Popen(
         [*command, "--level", "0.1"],
         stdin=subprocess.PIPE,
