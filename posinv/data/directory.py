@@ -191,6 +191,7 @@ def validate(
     sampling_rate: int,
     tokens: Mapping[TokenKind, Path | str] | None = None,
     nj: int = 1,
+    stack: Mapping[TokenKind, int] | None = None,
 ) -> int:
     """Check a data directory: lists, transcripts, and every audio file.
 
@@ -199,6 +200,8 @@ def validate(
         sampling_rate: what all audio must have, in Hz.
         tokens: token lists, by the kind of token, to check the transcripts against.
         nj: number of processes.
+        stack: frames of the SSL model in a frame that CTC aligns, by the kind of token; 1 where
+            it is not named.
 
     Returns:
         The total number of samples.
@@ -218,7 +221,8 @@ def validate(
         samples = len(read_pair(utt, *entries, sampling_rate, False, min_samples)[0])
         frames = 1 + (samples - min_samples) // round(HOP_SECONDS * sampling_rate)
         for kind in kinds:
-            check_alignable(utt, _split(_of(data, kind)[utt], kind), frames, kind)
+            aligned = -(-frames // (stack or {}).get(kind, 1))
+            check_alignable(utt, _split(_of(data, kind)[utt], kind), aligned, kind)
         return samples
 
     return sum(map_parallel(check, data.wav, nj))

@@ -13,7 +13,9 @@ SCRIPTS = ROOT / "egs" / "TEMPLATE" / "scripts"
 # What makes the recipes' own configurations so small that nothing is learned.
 HEAD = {
     "preencoder_conf": {"input_size": 32, "output_size": 16},
-    "encoder_conf": {"hidden_size": 16, "output_size": 16},
+    "encoder_conf": {"hidden_size": 16},
+    "scheduler_conf": {"warmup_steps": 1, "total_steps": 3},
+    "num_iters_per_epoch": 3,
 }
 SEPARATOR = {"separator_conf": {"hidden": 4, "depth": 2}}
 TOY = {

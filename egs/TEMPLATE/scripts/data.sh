@@ -102,7 +102,7 @@ format_sets() {
     else
         token_list text "$asr_token_type" "$tokens/$asr_token_type.txt"
     fi
-    local check=(--phn_tokens "$tokens/phn.txt")
+    local check=(--phn_tokens "$tokens/phn.txt" --pr_config "$pr_config" --asr_config "$asr_config")
     if [ "$asr_token_type" != bpe ]; then
         check+=("--${asr_token_type}_tokens" "$tokens/$asr_token_type.txt")
     fi

@@ -232,6 +232,20 @@ def test_transcripts_that_ctc_cannot_align_are_named(data, token_lists):
         edit(data / "phn", f"b-1 {phn} UW\n", "b-1 T UW\n")
 
 
+def test_a_head_that_stacks_frames_has_fewer_of_them(data, token_lists, tmp_path):
+    edit(data / "phn", "b-1 T UW\n", "b-1 T UW T UW T\n")
+    assert validate(data, RATE, token_lists, stack={"phn": 2})
+    config = tmp_path / "pr.yaml"
+    config.write_text("encoder_conf: {stack: 2}\n")
+    options = ["--phn_tokens", token_lists["phn"], "--nj", 1, "--pr_config", config]
+    assert command("validate_data", data, *options).returncode == 0
+    edit(data / "phn", "b-1 T UW T UW T\n", "b-1 T UW T UW T UW\n")
+    assert validate(data, RATE, token_lists)
+    failed = command("validate_data", data, *options)
+    assert failed.returncode == 1
+    assert "6 phn tokens need 6 frames, its audio has 5: CTC" in failed.stderr
+
+
 def test_byte_order_marks_are_read_away(data, token_lists):
     for name in ("wav.scp", "text", "phn"):
         path = data / name

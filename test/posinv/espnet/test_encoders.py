@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from posinv.errors import InputError
 from posinv.espnet.encoders import BLSTMEncoder
 
 
@@ -38,6 +39,24 @@ def test_batch_gives_what_utterances_give_alone(encoder):
     for b, length in enumerate(lengths):
         torch.testing.assert_close(y[b, :length], by_hand(encoder, x[b, :length]))
         assert not y[b, length:].any()
+
+
+def test_stacked_frames_are_one_frame(encoder):
+    """Zeros complete the last group, whatever the padding holds."""
+    stacked = BLSTMEncoder(input_size=2, hidden_size=5, num_layers=2, dropout=0.5, stack=3).eval()
+    stacked.load_state_dict(encoder.eval().state_dict())
+    lengths = torch.tensor([7, 1, 6])
+    x = torch.randn(3, 8, 2)
+    y, y_lengths, _ = stacked(x, lengths)
+    assert y_lengths.tolist() == [3, 1, 2]
+    for b, length in enumerate(lengths.tolist()):
+        frames = torch.cat([x[b, :length], torch.zeros(-length % 3, 2)])
+        groups = torch.stack([torch.cat([*frames[i : i + 3]]) for i in range(0, len(frames), 3)])
+        torch.testing.assert_close(y[b, : len(groups)], by_hand(encoder, groups))
+        assert not y[b, len(groups) :].any()
+    for bad in (0, 1.5, "2"):
+        with pytest.raises(InputError, match="stack: must be a whole number from 1"):
+            BLSTMEncoder(input_size=2, stack=bad)
 
 
 def test_dropout_after_the_last_layer_too(encoder):
