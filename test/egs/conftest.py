@@ -21,7 +21,7 @@ SEPARATOR = {"separator_conf": {"hidden": 4, "depth": 2}}
 TOY = {
     "ssl": {"ssl_conf": TINY_SSL},
     "enh": SEPARATOR,
-    "finetune": {},
+    "finetune": {"num_iters_per_epoch": 3},
     "ssft": {
         "model_conf": {"projection_size": 16},
         "scheduler_conf": {"total_steps": 3},
