@@ -8,6 +8,9 @@ Nothing here waits for the GPU or depends on the values of the lengths, so a CUD
 The kernels check lengths on the GPU: where they don't fit the cost or the band, value and alignment
 are NaN.
 
+The first use on a device compares a small batch with the float64 reference (_self_check): it waits
+for the GPU.
+
 Costs have the columns that are stored of a band (:mod:`posinv.softdtw.band`). Two arrays of that
 shape, ``up`` and ``left``, hold the softmin weights of every cell; ``up`` becomes the alignment. If
 there is no room for both (:mod:`posinv.softdtw.memory`), ``left`` is a slab of some strips::
@@ -32,7 +35,8 @@ from torch import Tensor
 
 from posinv.errors import InputError
 from posinv.lengths import on_device
-from posinv.softdtw.band import Band
+from posinv.softdtw import reference
+from posinv.softdtw.band import Band, make_band
 from posinv.softdtw.memory import free_bytes, has_room
 
 _STRIP = 32  # rows of a warp
@@ -130,6 +134,46 @@ def align(
     """Back end of :mod:`posinv.softdtw.functional`; a band on the GPU need not be checked."""
     if cost.numel() == 0:
         return cost.new_empty(len(cost)), torch.empty_like(cost) if with_alignment else None
+    if not (cost.is_cuda and torch.cuda.is_current_stream_capturing()):
+        _self_check(cost.device, cost.dtype)
+    return _align(cost, band, gamma, with_alignment)
+
+
+@cache
+def _self_check(device: torch.device, dtype: torch.dtype) -> None:
+    """Compare a small batch with the float64 reference: once in a process, if it is right.
+
+    Its pairs have one or two strips, and one or two chunks of columns.
+
+    Raises:
+        InputError: the kernels are wrong on this device.
+    """
+    x_lengths, y_lengths = torch.tensor([[40, 7], [2, 70], [33, 3], [1, 1]]).T
+    cost = torch.rand(4, 40, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    band = make_band(x_lengths, y_lengths, 40, 70, None, "slanted", True)
+    value, gradient = reference.align(cost, band, 0.1, True)
+    there = cost.to(device, dtype)
+    found, found_gradient = _align(there, band, 0.1, True)
+    alone, _ = _align(there, band, 0.1, False)
+    for name, ours, right in (
+        ("value", found, value),
+        ("gradient", found_gradient, gradient),
+        ("value without gradient", alone, value),
+    ):
+        assert ours is not None and right is not None
+        error = (ours.double().cpu() - right).abs().max().item()
+        if not error <= 1e-3:  # NaN, too
+            card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            raise InputError(
+                f'soft_dtw: backend "cuda" is wrong on {device} ({card}): the {name} of a test'
+                f" batch in {str(dtype).removeprefix('torch.')} is off by {error:.1e}; use"
+                ' backend="torch", and report it with the output of tools/check_install.py'
+            )
+
+
+def _align(
+    cost: Tensor, band: Band, gamma: float, with_alignment: bool
+) -> tuple[Tensor, Tensor | None]:
     batch = _Batch(cost.contiguous(), band, gamma)
     if not with_alignment:
         batch.forward(batch.borders())

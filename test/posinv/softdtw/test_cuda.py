@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,16 @@ def compiled_emulator(tmp_path_factory):
 @pytest.fixture
 def emulator(compiled_emulator, monkeypatch):
     monkeypatch.setattr(cuda, "_launch", compiled_emulator)
+    monkeypatch.setattr(cuda, "_self_check", lambda device, dtype: None)
+    return compiled_emulator
+
+
+@pytest.fixture
+def self_check(compiled_emulator, monkeypatch):
+    """The self-check as in a new process, its kernels emulated."""
+    monkeypatch.setattr(cuda, "_launch", compiled_emulator)
+    monkeypatch.setattr(cuda, "_self_check", cache(cuda._self_check.__wrapped__))
+    compiled_emulator.launches.clear()
     return compiled_emulator
 
 
@@ -222,6 +233,38 @@ def test_both_halves_of_a_border_start_unwritten(emulator, monkeypatch, with_ali
     cost = random_cost(3, 90, 40, dtype=dtype)
     run_back_end(cuda, cost, *full(cost), 0.1, None, with_alignment)
     assert unwritten == [True, True]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_first_use_checks_the_kernels_once(self_check, dtype):
+    cost = random_cost(1, 5, 4, dtype=dtype)
+    run_back_end(cuda, cost, *full(cost), 0.1, None)
+    assert self_check.launches == ["forward", "backward", "forward", "forward", "backward"]
+    self_check.launches.clear()
+    run_back_end(cuda, cost, *full(cost), 0.1, None)
+    assert self_check.launches == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("wrong", ["value", "NaN", "gradient", "value without gradient"])
+def test_wrong_kernels_are_an_error_that_names_the_device(self_check, monkeypatch, wrong):
+    def launch(name, blocks, args):
+        if wrong == "gradient" and name == "backward":
+            return  # the weights are left as they are
+        self_check(name, blocks, args)
+        keeps = args[-4] is not None if name == "forward" else True
+        if name == "forward" and wrong == ("value" if keeps else "value without gradient"):
+            args[-1][2] *= 1.01
+        if name == "forward" and wrong == "NaN":
+            args[-1][2] = math.nan
+
+    monkeypatch.setattr(cuda, "_launch", launch)
+    cost = random_cost(1, 5, 4, dtype=torch.float32)
+    for _ in range(2):  # never a wrong loss, also at the second try
+        with pytest.raises(InputError) as error:
+            run_back_end(cuda, cost, *full(cost), 0.1, None)
+        what = "value" if wrong == "NaN" else wrong
+        assert f"wrong on cpu (cpu): the {what} of a test batch in float32" in str(error.value)
+        assert 'use backend="torch"' in str(error.value) and "\n" not in str(error.value)
 
 
 def test_gamma_zero_breaks_ties_by_diagonal_then_up_then_left(align):
