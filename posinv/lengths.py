@@ -37,6 +37,8 @@ def checked_lengths(
     of = f"for a tensor of shape {tuple(tensor.shape)}"
     if lengths is None:
         lengths = torch.full((batch,), longest)
+        if longest > 0:
+            return lengths
     if not isinstance(lengths, Tensor):
         try:
             lengths = torch.as_tensor(np.asarray(lengths))

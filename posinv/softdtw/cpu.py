@@ -50,21 +50,26 @@ if there are more than eight pairs of arrays to compare. Loops are therefore sho
 scratch array, whose parts are at constant distances.
 """
 
+import ctypes
 import logging
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from threading import Timer
+from typing import Any
 
 import numba
 import numpy as np
 import torch
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from posinv.softdtw.band import ROWS, Band
+from posinv.softdtw.memory import empty, empty_like
+from posinv.softdtw.threads import run
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +82,7 @@ _START, _FIRST, _STOP = range(3)  # columns of layout
 
 _SILENT_SECONDS = 3.0  # a first call that takes longer logs that it compiles
 
-_CELLS_A_THREAD = 150_000  # fewer cells take less time than to start a thread
+_CELLS_OF_THREADS = 100_000  # fewer cells take less time than to wake a thread
 _CELLS_A_HALF = 300_000  # fewer cells take less time than two threads' waiting for each other
 
 
@@ -99,7 +104,8 @@ def _can_cache() -> bool:
     return True
 
 
-_jit = numba.njit(cache=_can_cache(), nogil=True, error_model="numpy", fastmath={"contract"})
+_CAN_CACHE = _can_cache()
+_jit = numba.njit(cache=_CAN_CACHE, nogil=True, error_model="numpy", fastmath={"contract"})
 
 _SAME_SIZE = {
     types.float32: types.int32,
@@ -223,6 +229,84 @@ def _largest(row, largest):
     return largest
 
 
+_TILE = 8  # rows, and diagonals, that are moved together
+# Three rounds of shuffles transpose 8 vectors of 8, each one instruction of AVX. They leave columns
+# 1 and 2, and 5 and 6, in each other's place.
+_ROUNDS = (
+    (1, (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)),
+    (2, (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)),
+    (4, (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)),
+)
+
+
+def _transposed(builder: ir.IRBuilder, rows: list) -> list:
+    integer = ir.VectorType(ir.IntType(32), _TILE)
+    for distance, low, high in _ROUNDS:
+        mixed = [None] * _TILE
+        for k in range(_TILE):
+            if not k & distance:
+                pair = rows[k], rows[k + distance]
+                mixed[k] = builder.shuffle_vector(*pair, ir.Constant(integer, low))
+                mixed[k + distance] = builder.shuffle_vector(*pair, ir.Constant(integer, high))
+        rows = mixed
+    return [rows[k] for k in (0, 2, 1, 3, 4, 6, 5, 7)]
+
+
+def _mover(to_diagonals: bool) -> Callable:
+    def move(typing_context, flat, place, step, packed, layout, d, top):
+        """Copy rows top to top + 7 of diagonals d to d + 7 between packed and rows of a cost.
+
+        Cell (top, d - top) is flat[place], and the next one of the same diagonal step further. In
+        vectors, as one cell at a time takes as long as the recursions.
+        """
+
+        def generate(context, builder, signature, args):
+            _, place, step, _, _, d, top = args
+            rows_of, diagonals_of, layout_of = (
+                context.make_array(signature.args[k])(context, builder, args[k]).data
+                for k in (0, 3, 4)
+            )
+            element = context.get_data_type(signature.args[0].dtype)
+            vector = ir.VectorType(element, _TILE)
+
+            def at(array, index):
+                return builder.bitcast(builder.gep(array, [index]), vector.as_pointer())
+
+            rows, diagonals = [], []
+            for k in range(_TILE):
+                rows.append(at(rows_of, builder.add(place, builder.mul(step, step.type(k)))))
+                of_layout = builder.mul(builder.add(d, d.type(k)), d.type(3))
+                start = builder.load(builder.gep(layout_of, [of_layout]))
+                diagonals.append(at(diagonals_of, builder.add(start, top)))
+            sources, targets = (rows, diagonals) if to_diagonals else (diagonals, rows)
+            align = context.get_abi_sizeof(element)
+            found = [builder.load(source, align=align) for source in sources]
+            for value, target in zip(_transposed(builder, found), targets, strict=True):
+                builder.store(value, target, align=align)
+            return context.get_dummy_value()
+
+        return types.void(
+            flat, types.int64, types.int64, packed, layout, *[types.int64] * 2
+        ), generate
+
+    return intrinsic(move)
+
+
+_rows_to_diagonals = _mover(True)
+_diagonals_to_rows = _mover(False)
+
+
+@_jit
+def _is_tile(layout, d, end, top, bottom):
+    """Whether rows top to bottom of diagonals d to d + 7, before end, are a whole tile."""
+    return (
+        bottom - top == _TILE
+        and d + _TILE <= end
+        and layout[d, _STOP] >= bottom
+        and layout[d + _TILE - 1, _FIRST] <= top
+    )
+
+
 @_jit
 def _pack(cost, columns, layout, n, m, line, rows, packed):
     """Copy rows of the cost to packed; return their largest magnitude, which may be NaN.
@@ -230,7 +314,7 @@ def _pack(cost, columns, layout, n, m, line, rows, packed):
     columns has the first column that is stored of each block of rows. The call that has row 0 also
     fills the padding.
     """
-    flat, width, step = cost.reshape(-1), cost.shape[1], np.uintp(cost.shape[1] - 1)
+    flat, width = cost.reshape(-1), cost.shape[1]
     begin, end = rows
     if begin == 0:
         packed[:_LANES] = 0
@@ -239,52 +323,49 @@ def _pack(cost, columns, layout, n, m, line, rows, packed):
             start, first, stop = layout[d, _START], layout[d, _FIRST], layout[d, _STOP]
             packed[start + stop : start + first + _padded(stop - first)] = 0
     largest = _reinterpret(abs(cost[0, 0]))
-    for top in range(begin, end, _LANES):
-        bottom = min(top + _LANES, end)
+    for top in range(begin, end, _TILE):
+        bottom = min(top + _TILE, end)
         shift = columns[top // ROWS]
         for i in range(top, bottom):
             left, right = _columns(i, m, line)
             largest = _largest(cost[i, left - shift : right - shift], largest)
-        left, right = _columns(top, m, line)[0], _columns(bottom - 1, m, line)[1]
-        for d in range(top + left, bottom - 1 + right):
-            start = layout[d, _START]
-            first, stop = max(layout[d, _FIRST], top), min(layout[d, _STOP], bottom)
-            source = top * width - shift + d - top  # of row top, were its column stored
-            if stop - first == _LANES:
-                here, target = flat[source:], packed[start + top :]
-                for r in range(_LANES):
-                    target[np.uintp(r)] = here[np.uintp(r) * step]
-            else:
-                for i in range(first, stop):
-                    packed[start + i] = cost[i, d - i - shift]
+        d, last = top + _columns(top, m, line)[0], bottom - 1 + _columns(bottom - 1, m, line)[1]
+        while d < last:
+            if _is_tile(layout, d, last, top, bottom):
+                place = top * width - shift + d - top  # of row top, were its column stored
+                _rows_to_diagonals(flat, place, width - 1, packed, layout, d, top)
+                d += _TILE
+                continue
+            for i in range(max(layout[d, _FIRST], top), min(layout[d, _STOP], bottom)):
+                packed[layout[d, _START] + i] = cost[i, d - i - shift]
+            d += 1
     return _reinterpret(largest)
 
 
 @_jit
 def _unpack(packed, columns, layout, n, m, line, rows, out):
     """Copy packed to rows of out, with zeros outside the lengths and the band."""
-    flat, width, step = out.reshape(-1), out.shape[1], np.uintp(out.shape[1] - 1)
+    flat, width = out.reshape(-1), out.shape[1]
     begin, end = rows
     if begin == 0:
         out[n:] = 0
-    for top in range(begin, end, _LANES):
-        bottom = min(top + _LANES, end)
+    for top in range(begin, end, _TILE):
+        bottom = min(top + _TILE, end)
         shift = columns[top // ROWS]
         for i in range(top, bottom):
             left, right = _columns(i, m, line)
             out[i, : left - shift] = 0
             out[i, right - shift :] = 0
-        left, right = _columns(top, m, line)[0], _columns(bottom - 1, m, line)[1]
-        for d in range(top + left, bottom - 1 + right):
-            start = layout[d, _START]
-            first, stop = max(layout[d, _FIRST], top), min(layout[d, _STOP], bottom)
-            if stop - first == _LANES:
-                source, target = packed[start + top :], flat[top * width - shift + d - top :]
-                for r in range(_LANES):
-                    target[np.uintp(r) * step] = source[np.uintp(r)]
-            else:
-                for i in range(first, stop):
-                    out[i, d - i - shift] = packed[start + i]
+        d, last = top + _columns(top, m, line)[0], bottom - 1 + _columns(bottom - 1, m, line)[1]
+        while d < last:
+            if _is_tile(layout, d, last, top, bottom):
+                place = top * width - shift + d - top
+                _diagonals_to_rows(flat, place, width - 1, packed, layout, d, top)
+                d += _TILE
+                continue
+            for i in range(max(layout[d, _FIRST], top), min(layout[d, _STOP], bottom)):
+                out[i, d - i - shift] = packed[layout[d, _START] + i]
+            d += 1
 
 
 def _soft_step(mantissa, exponent, rows, packed, left, here, size, real, whole, scale):
@@ -423,7 +504,10 @@ def _crossing(mantissa, exponent, a, other_mantissa, other_exponent, b, top):
     if exponent[a] < unreachable or other_exponent[b] < unreachable:
         return 0.0
     power = np.int64(exponent[a]) + np.int64(other_exponent[b]) - top
-    return np.float64(mantissa[a]) * np.float64(other_mantissa[b]) * 2.0 ** np.float64(power)
+    if power < -1000:
+        return 0.0
+    two_to_the_power = _reinterpret((power + 1023) << 52)
+    return np.float64(mantissa[a]) * np.float64(other_mantissa[b]) * two_to_the_power
 
 
 @_jit
@@ -667,77 +751,172 @@ def _line(lines, b):
     return lines[b, 0], lines[b, 1], lines[b, 2]
 
 
-@_jit
-def _room(lengths, lines):
-    """Size of packed for the largest utterance."""
-    room = 0
-    for b in range(len(lengths)):
-        n, m = lengths[b]
-        room = max(room, _layout(n, m, _line(lines, b), np.empty((n + m + 1, 3), np.int64)))
-    return room
+# ------------------------------------------------------------------------- what threads do together
+# A job is one batch: the sizes and addresses of its arrays. Its tasks are done in phases: threads
+# take the tasks of a phase one after the other, and a phase begins when the one before has ended.
+_WHOLE, _PACK, _ACCUMULATE, _MEET, _OUTWARDS, _UNPACK, _SCALE = range(7)
+_FLOATING = {torch.float32: np.float32, torch.float64: np.float64}
+_WHOLE_NUMBER = {torch.float32: torch.int32, torch.float64: torch.int64}
+_ARRAYS = (
+    *("counters", "costs", "alignments", "columns", "x_lengths", "y_lengths", "lines", "order"),
+    *("values", "layouts", "cells", "packed", "left", "largest", "mantissas", "exponents"),
+    "borders",
+)
+_SIZES = ("phase", "tasks", "B", "N", "width", "blocks", "keep", "rows", "room", "longest", "side")
+
+
+class _Fields(ctypes.Structure):
+    """A job as compiled code sees it: sizes, addresses of arrays, and gamma."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in (*_SIZES, *_ARRAYS)),
+        ("gamma", ctypes.c_double),
+    )
+
+
+@intrinsic
+def _pointer(typing_context, address):
+    """An address as a pointer."""
+
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _take(typing_context, address):
+    """Add 1 to the integer at an address; return what it was. No other thread gets the same."""
+
+    def generate(context, builder, signature, args):
+        integer = context.get_value_type(types.int64)
+        pointer = builder.inttoptr(args[0], integer.as_pointer())
+        return builder.atomic_rmw("add", pointer, integer(1), "monotonic")
+
+    return types.int64(types.int64), generate
 
 
 @_jit
-def _share(costs, alignments, columns, lengths, gamma, lines, utterances, packed, left, value):
-    """Soft-DTW of one thread's utterances, one after the other in the same memory."""
-    longest = 0
-    for b in utterances:
-        longest = max(longest, lengths[b].sum())
-    layout = np.empty((longest + 1, 3), np.int64)
-    for b in utterances:
-        n, m = lengths[b]
-        value[b] = _utterance(
-            *(costs[b], alignments[b], columns[b], n, m, gamma, _line(lines, b)),
-            *(layout, packed, left),
-        )
+def _fill_layouts(x_lengths, y_lengths, lines, layouts, cells):
+    """The layout of each utterance, and the size of packed."""
+    for b in range(len(lines)):
+        n, m = x_lengths[b], y_lengths[b]
+        cells[b] = _layout(n, m, _line(lines, b), layouts[b])
 
 
-def _in_halves(
-    cost: np.ndarray,
-    alignment: np.ndarray,
-    keep: bool,
-    columns: np.ndarray,
-    n: int,
-    m: int,
-    gamma: float,
-    line: tuple[int, int, int],
-    pool: ThreadPoolExecutor,
-) -> float:
-    """Compute the same as _utterance with two threads: the calling one, and one of the pool."""
-
-    def both(work: Callable[[int], object]) -> tuple:
-        other = pool.submit(work, 1)
-        return work(0), other.result()
-
-    layout = np.empty((n + m + 1, 3), np.int64)
-    room = _layout(n, m, line, layout)
-    packed = np.empty(room, cost.dtype)
-    left = np.empty(room if keep else 0, cost.dtype)
+@_jit
+def _half(
+    phase,
+    half,
+    cost,
+    alignment,
+    columns,
+    n,
+    m,
+    gamma,
+    line,
+    layout,
+    packed,
+    left,
+    largest,
+    mantissas,
+    exponents,
+    borders,
+):
+    """Do a phase of one half of an utterance that two threads share; _MEET, of both halves."""
     middle = n // 2 // ROWS * ROWS
-    rows = (0, middle), (middle, n)
-    largest = np.maximum(*both(lambda k: _pack(cost, columns, layout, n, m, line, rows[k], packed)))
-    if (
-        cost.dtype == np.float32
-        and largest < np.inf
-        and not _is_hard(n, m, line, gamma)
-        and _fits_float32(n, m, gamma, largest)
-    ):
-        left[:_LANES] = left[-2 * _LANES :] = 0
-        size = _three_diagonals(n)
-        states = [(np.empty(size, np.float32), np.empty(size, np.int32)) for _ in range(2)]
-        both(lambda k: _accumulate(n, m, gamma, layout, packed, left, k == 0, *states[k]))
-        given = np.empty((2, 2, size if keep else 0), np.float32)
-        value = _meet(n, m, gamma, layout, *states, *given.reshape(4, -1))
-        if keep:
-            border = (n + m - 2) // 2
-            both(
-                lambda k: _outwards(*(n, m, layout, packed, left, border + k, 2 * k - 1, *given[k]))
-            )
+    rows = (0, middle) if half == 0 else (middle, n)
+    if phase == _PACK:
+        largest[half] = _pack(cost, columns, layout, n, m, line, rows, packed)
+        if half == 0:
+            left[:_LANES] = 0
+            left[-2 * _LANES :] = 0
+        return 0.0
+    if phase == _UNPACK:
+        _unpack(packed, columns, layout, n, m, line, rows, alignment)
+        return 0.0
+    most = np.maximum(largest[0], largest[1])  # NaN, if either is
+    soft = packed.itemsize == 4 and most < np.inf and not _is_hard(n, m, line, gamma)
+    if not (soft and _fits_float32(n, m, gamma, most)):
+        return _solve(n, m, line, gamma, most, layout, packed, left) if phase == _MEET else 0.0
+    side = _three_diagonals(n)
+    mantissa, back = mantissas[0, :side], mantissas[1, :side]
+    exponent, exponent_back = exponents[0, :side], exponents[1, :side]
+    side *= len(left) > 0
+    if phase == _MEET:
+        return _meet(
+            *(n, m, gamma, layout, (mantissa, exponent), (back, exponent_back)),
+            *(borders[0, :side], borders[1, :side], borders[2, :side], borders[3, :side]),
+        )
+    if phase == _ACCUMULATE:
+        if half == 0:
+            _accumulate(n, m, gamma, layout, packed, left, True, mantissa, exponent)
+        else:
+            _accumulate(n, m, gamma, layout, packed, left, False, back, exponent_back)
     else:
-        value = _solve(n, m, line, gamma, largest, layout, packed, left)
-    if keep:
-        both(lambda k: _unpack(packed, columns, layout, n, m, line, rows[k], alignment))
-    return value
+        border = (n + m - 2) // 2 + half
+        given, jumps = borders[2 * half, :side], borders[2 * half + 1, :side]
+        _outwards(n, m, layout, packed, left, border, 2 * half - 1, given, jumps)
+    return 0.0
+
+
+@cache
+def _region(floating: type) -> Any:
+    """Compile what each thread of a phase does, for one type of costs."""
+    integer = np.int32 if floating is np.float32 else np.int64
+
+    def work(jobs):
+        job = numba.carray(jobs, 1)[0]
+        task = _take(job.counters)
+        if task >= job.tasks:
+            return
+        worker = _take(job.counters + 8)
+        B, keep, phase, gamma = job.B, job.keep, job.phase, job.gamma
+        shape = (B, job.N, job.width)
+        costs = numba.carray(_pointer(job.costs), shape, floating)
+        alignments = numba.carray(_pointer(job.alignments), shape, floating)
+        values = numba.carray(_pointer(job.values), B, floating)
+        if phase == _SCALE:
+            while task < job.tasks:
+                b, top = task % B, task // B * ROWS
+                alignments[b, top : top + ROWS] *= values[b]
+                task = _take(job.counters)
+            return
+        columns = numba.carray(_pointer(job.columns), (B, job.blocks), np.int64)
+        x_lengths = numba.carray(_pointer(job.x_lengths), B, np.int64)
+        y_lengths = numba.carray(_pointer(job.y_lengths), B, np.int64)
+        lines = numba.carray(_pointer(job.lines), (B, 3), np.int64)
+        order = numba.carray(_pointer(job.order), B, np.int64)
+        layouts = numba.carray(_pointer(job.layouts), (job.rows, job.longest + 1, 3), np.int64)
+        cells = numba.carray(_pointer(job.cells), job.rows, np.int64)
+        packed = numba.carray(_pointer(job.packed), (job.rows, job.room), floating)
+        left = numba.carray(_pointer(job.left), (job.rows, job.room * keep), floating)
+        largest = numba.carray(_pointer(job.largest), (B, 2), floating)
+        mantissas = numba.carray(_pointer(job.mantissas), (B, 2, job.side), floating)
+        exponents = numba.carray(_pointer(job.exponents), (B, 2, job.side), integer)
+        borders = numba.carray(_pointer(job.borders), (B, 4, job.side * keep), floating)
+        while task < job.tasks:
+            b = order[task % B]
+            n, m = x_lengths[b], y_lengths[b]
+            line = _line(lines, b)
+            if phase == _WHOLE:
+                values[b] = _utterance(
+                    *(costs[b], alignments[b], columns[b], n, m, gamma, line),
+                    *(layouts[worker], packed[worker], left[worker]),
+                )
+            else:
+                size = cells[b]
+                value = _half(
+                    *(phase, task // B, costs[b], alignments[b], columns[b], n, m, gamma, line),
+                    *(layouts[b], packed[b, :size], left[b, : size * keep], largest[b]),
+                    *(mantissas[b], exponents[b], borders[b]),
+                )
+                if phase == _MEET:
+                    values[b] = value
+            task = _take(job.counters)
+
+    signature = types.void(types.CPointer(numba.from_dtype(np.dtype(_Fields))))
+    return numba.cfunc(signature, cache=_CAN_CACHE, error_model="numpy")(work)
 
 
 _compiled: set[tuple] = set()  # the variants that have run in this process
@@ -760,48 +939,91 @@ def _telling_of_compilation(*variant: object) -> Iterator[None]:
     _compiled.add(variant)
 
 
+class _Job:
+    """One batch, whose tasks torch's threads share."""
+
+    def __init__(self, costs: Tensor, threads: int, **fields: float | Tensor) -> None:
+        self.region, self.threads = _region(_FLOATING[costs.dtype]), threads
+        self.counters = torch.zeros(2, dtype=torch.int64)
+        self.arrays = fields | {"costs": costs, "counters": self.counters}  # not to be freed
+        values = {k: v.data_ptr() if isinstance(v, Tensor) else v for k, v in self.arrays.items()}
+        B, N, width = costs.shape
+        self.fields = _Fields(B=B, N=N, width=width, **values)
+
+    def run(self, phase: int, tasks: int) -> None:
+        """Do the tasks of a phase."""
+        self.counters.zero_()
+        self.fields.phase, self.fields.tasks = phase, tasks
+        threads = self.threads if tasks > 1 else 1
+        run(self.region.address, ctypes.addressof(self.fields), threads)
+
+
 def align(
     cost: Tensor, band: Band, gamma: float, with_alignment: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Back end of :mod:`posinv.softdtw.functional`, on as many threads as torch uses."""
-    costs = cost.contiguous().numpy()
-    value = np.empty(len(costs), costs.dtype)
-    lengths = torch.stack([band.x_lengths, band.y_lengths], dim=1)
-    sizes = band.x_lengths * band.y_lengths.clamp(max=band.width)
-    longest_first = torch.argsort(sizes, descending=True, stable=True).numpy()
-    available, cells = torch.get_num_threads(), int(sizes.sum())
-    threads = min(available, 1 + cells // _CELLS_A_THREAD)
-    in_halves = min(available, cells // _CELLS_A_HALF) >= 2 * len(costs)
-    workers = max(min(threads // 2 if in_halves else threads, len(costs)), 1)
-    n_and_m, lines = lengths.numpy(), np.ascontiguousarray(band.lines.numpy())
-    columns = np.ascontiguousarray(band.first.numpy())
-    # Allocated by numpy, which asks for huge pages; torch and numba do not.
-    alignment = np.empty_like(costs) if with_alignment else costs
-    room = 0 if in_halves else _room(n_and_m, lines)
-    packed = np.empty((workers, room), costs.dtype)
-    left = np.empty((workers, room if with_alignment else 0), costs.dtype)
+    cost = cost.contiguous()
+    value = cost.new_empty(len(cost))
+    alignment = empty_like(cost) if with_alignment else None
+    if len(cost):
+        with _telling_of_compilation(cost.dtype):
+            _align(cost, cost if alignment is None else alignment, value, band, gamma)
+    return value, alignment
 
-    def share(worker: int, pool: ThreadPoolExecutor) -> None:
-        utterances = longest_first[worker::workers]
-        if in_halves:
-            for b in utterances:
-                value[b] = _in_halves(
-                    *(costs[b], alignment[b], with_alignment, columns[b], n_and_m[b, 0]),
-                    *(n_and_m[b, 1], gamma, (lines[b, 0], lines[b, 1], lines[b, 2]), pool),
-                )
-        else:
-            _share(
-                *(costs, alignment, columns, n_and_m, gamma, lines, utterances),
-                *(packed[worker], left[worker], value),
-            )
 
-    # Not numba's own threads: they share an OpenMP runtime with torch and change its settings.
-    with (
-        _telling_of_compilation(costs.dtype, in_halves),
-        ThreadPoolExecutor(2 * workers if in_halves else workers) as pool,
-    ):
-        others = [pool.submit(share, worker, pool) for worker in range(1, workers)]
-        share(0, pool)
-        for other in others:
-            other.result()
-    return torch.from_numpy(value), torch.from_numpy(alignment) if with_alignment else None
+def _align(cost: Tensor, alignment: Tensor, value: Tensor, band: Band, gamma: float) -> None:
+    """Fill the values and, if it is not the cost, the alignment."""
+    keep = alignment is not cost
+    B, N, width = cost.shape
+    x_lengths, y_lengths, lines, first = (tensor.contiguous() for tensor in band.tensors())
+    n, m = x_lengths.numpy(), y_lengths.numpy()
+    sizes = n * np.minimum(m, width)
+    cells, longest, threads = int(sizes.sum()), int((n + m).max()), torch.get_num_threads()
+    in_halves = min(threads, cells // _CELLS_A_HALF) >= 2 * B
+    if cells < _CELLS_OF_THREADS:
+        threads = 1
+    rows = B if in_halves else min(threads, B)
+    room = int(sizes.max()) + (longest + 2) * _LANES  # each diagonal is padded by less than that
+    side = _three_diagonals(N) if in_halves else 0
+    layouts = torch.empty(rows, longest + 1, 3, dtype=torch.int64)
+    packed_sizes = torch.empty(rows, dtype=torch.int64)
+    if in_halves:
+        _fill_layouts(n, m, lines.numpy(), layouts.numpy(), packed_sizes.numpy())
+    job = _Job(
+        *(cost, threads),
+        gamma=gamma,
+        keep=keep,
+        blocks=first.shape[1],
+        rows=rows,
+        room=room,
+        longest=longest,
+        side=side,
+        alignments=alignment,
+        values=value,
+        columns=first,
+        x_lengths=x_lengths,
+        y_lengths=y_lengths,
+        lines=lines,
+        order=torch.from_numpy(np.argsort(-sizes, kind="stable")),
+        layouts=layouts,
+        cells=packed_sizes,
+        packed=empty((rows, room), cost),
+        left=empty((rows, room * keep), cost),
+        largest=cost.new_empty(B, 2),
+        mantissas=cost.new_empty(B, 2, side),
+        exponents=torch.empty(B, 2, side, dtype=_WHOLE_NUMBER[cost.dtype]),
+        borders=cost.new_empty(B, 4, side * keep),
+    )
+    if not in_halves:
+        job.run(_WHOLE, B)
+        return
+    for phase in (_PACK, _ACCUMULATE, _MEET, *((_OUTWARDS, _UNPACK) if keep else ())):
+        job.run(phase, B if phase == _MEET else 2 * B)
+
+
+def scale(x: Tensor, factors: Tensor) -> Tensor:
+    """Multiply x (B, N, W) by factors (B,) in place, unseen by autograd, which may have saved x."""
+    threads = torch.get_num_threads() if x.numel() >= _CELLS_OF_THREADS else 1
+    job = _Job(x, threads, alignments=x, values=factors.contiguous())
+    job.run(_SCALE, len(x) * -(-x.shape[1] // ROWS))
+    return x

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from posinv.errors import InputError
-from posinv.lengths import Lengths, checked_lengths, on_device, valid_mask
+from posinv.lengths import Lengths, checked_lengths, is_known, on_device, valid_mask
 from posinv.softdtw.band import ROWS, Band
-from posinv.softdtw.transforms import BatchFunction
+from posinv.softdtw.memory import empty, empty_like
+from posinv.softdtw.transforms import BatchFunction, in_transform
 
 Features = Tensor | PackedSequence
 
@@ -45,8 +46,10 @@ def valid_features(
     lengths = checked_lengths(f"{name}: {lengths_name}", lengths, x.shape[0], x.shape[1], x)
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    valid = valid_mask(lengths, x.shape[1], x.device)
-    return x.masked_fill(~valid[:, :, None], 0.0), lengths
+    if not (is_known(lengths) and bool((lengths == x.shape[1]).all())):
+        valid = valid_mask(lengths, x.shape[1], x.device)
+        x = x.masked_fill(~valid[:, :, None], 0.0)
+    return x, lengths
 
 
 def mean_frame(x: Tensor, lengths: Tensor) -> Tensor:
@@ -85,14 +88,16 @@ class SquaredDistance(BatchFunction):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the gradients in both sequences."""
         x, y = ctx.saved_tensors
-        with _no_autocast(x.device):
-            grad_x = grad.sum(dim=2, keepdim=True) * x - _product(grad, y)
-            grad_y = grad.sum(dim=1)[:, :, None] * y - _product(grad.mT, x)
-        return 2 * grad_x, 2 * grad_y
+        grad_x = _weighted_differences(grad, grad.sum(dim=2), x, y, 2)
+        return grad_x, _weighted_differences(grad.mT, grad.sum(dim=1), y, x, 2)
 
 
 class SquaredSelfDistance(BatchFunction):
-    """Squared distances of all pairs of a sequence's frames, with zeros on the diagonal."""
+    """Squared distances of all pairs of a sequence's frames, with zeros on the diagonal.
+
+    The gradient that arrives must be symmetric, as that of any function is that does not change if
+    rows and columns change places.
+    """
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -110,9 +115,28 @@ class SquaredSelfDistance(BatchFunction):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Compute the gradient."""
         (x,) = ctx.saved_tensors
-        with _no_autocast(x.device):
+        if torch.is_grad_enabled() or in_transform(grad):  # a derivative of it is not symmetric
             both = grad + grad.mT
-            return 2 * (both.sum(dim=2, keepdim=True) * x - _product(both, x))
+            return _weighted_differences(both, both.sum(dim=2), x, x, 2)
+        return _weighted_differences(grad, grad.sum(dim=2), x, x, 4)
+
+
+def _weighted_differences(w: Tensor, sums: Tensor, x: Tensor, y: Tensor, factor: int) -> Tensor:
+    """Return factor times the sum over j of w_ij (x_i - y_j), (B, N, D).
+
+    Args:
+        w: (B, N, M).
+        sums: (B, N), the sums over its columns.
+        x: (B, N, D).
+        y: (B, M, D).
+        factor: of all.
+    """
+    with _no_autocast(x.device):
+        if torch.is_grad_enabled() or in_transform(w) or _reduced_precision(x):
+            return factor * (sums[:, :, None] * x - _product(w, y))
+        out = empty_like(x)
+        torch.mul(x, (factor * sums)[:, :, None], out=out)
+        return out.baddbmm_(w, y, alpha=-factor)
 
 
 def band_distance(x: Tensor, y: Tensor, band: Band) -> Tensor:
@@ -211,12 +235,15 @@ def _blocks(N: int, first: Tensor, width: int) -> Iterator[tuple[slice, tuple[Te
 
 
 def _squared_distance(x: Tensor, y: Tensor) -> Tensor:
-    """(B, N, M) squared distances by the expansion: one batched product, and two sums in place."""
+    """(B, N, M) squared distances by the expansion: one batched product, the rest in place."""
     with _no_autocast(x.device):
         x_square, y_square = x.square().sum(dim=2, keepdim=True), y.square().sum(dim=2)[:, None]
-        if _reduced_precision(x):
-            return (_product(x, y.mT).mul_(-2).add_(y_square).add_(x_square)).clamp_(min=0)
-        return torch.baddbmm(y_square, x, y.mT, alpha=-2).add_(x_square).clamp_(min=0)
+        if _reduced_precision(x) or in_transform(x):
+            distance = _product(x, y.mT)
+        else:
+            distance = empty((len(x), x.shape[1], y.shape[1]), x)
+            torch.bmm(x, y.mT, out=distance)
+        return distance.mul_(-2).add_(y_square).add_(x_square).clamp_(min=0)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ import math
 import operator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -256,7 +255,7 @@ class _SoftDTW(BatchFunction):
         else:
             # The alignment becomes the gradient. A second backward (retain_graph) computes it anew.
             ctx.kept = False
-            gradient = _scale(alignment, grad[:, None, None])
+            gradient = _scale(alignment, grad, ctx.options[2])
         return gradient, *[None] * 8
 
 
@@ -301,14 +300,13 @@ class _AlignmentChange(BatchFunction):
         )
 
 
-def _scale(x: Tensor, factor: Tensor) -> Tensor:
-    """Multiply x by the factor in place, unseen by autograd, which may have saved x."""
-    if x.device.type != "cpu":
-        return x.data.mul_(factor)
-    # Not by torch: its threads would then spin for milliseconds on cores that the next alignment
-    # needs.
-    np.multiply(x.numpy(), factor.numpy(), out=x.numpy())
-    return x
+def _scale(x: Tensor, factors: Tensor, backend: str) -> Tensor:
+    """Multiply x (B, N, W) by factors (B,) in place, unseen by autograd, which may have saved x."""
+    if backend == "cpu":
+        from posinv.softdtw import cpu
+
+        return cpu.scale(x, factors)
+    return x.data.mul_(factors[:, None, None])
 
 
 def _checked(

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 
 def in_transform(x: Tensor) -> bool:
@@ -20,6 +21,17 @@ def in_transform(x: Tensor) -> bool:
 
 class BatchFunction(torch.autograd.Function):
     """An autograd function of batches: vmap makes one batch (V B, ...) of V batches (B, ...)."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Call the function; all its arguments are given, by position.
+
+        torch's own ``apply`` inspects the signature first. This takes longer than a small batch.
+        """
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        args = unwrap_dead_wrappers(args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:

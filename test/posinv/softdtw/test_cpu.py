@@ -122,3 +122,72 @@ print(soft_dtw(torch.ones(1, 1, 1)).item())
     assert done.stdout == "1.0\n"
     assert done.stderr.count("set NUMBA_CACHE_DIR to a folder that can be written") == 1
     assert done.stderr.count("compiling soft-DTW for this processor") == 1
+
+
+def run_python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_threads_are_those_of_torch():
+    # Threads after an operation of torch, after soft-DTW, and after torch again: all the same.
+    code = """
+import os, torch
+from posinv.softdtw import soft_dtw, threads
+
+def ids():
+    return set(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(3)
+cost = torch.rand(4, 300, 300, requires_grad=True)
+soft_dtw(cost[:1, :5, :5]).sum().backward()  # loads what is compiled
+(cost * 2).sum()
+before = ids()
+more = set()
+parallel = threads._openmp()
+for _ in range(3):
+    soft_dtw(cost, gamma=0.1).sum().backward()
+    more |= ids() - before
+    (cost * 2).sum()
+    more |= ids() - before
+print(parallel is not None, len(before) >= 3, more)
+"""
+    known, parallel, more = run_python(code).split(maxsplit=2)
+    if known == "False":
+        pytest.skip("torch's OpenMP runtime is none that soft-DTW knows")
+    assert parallel == "True" and more.strip() == "set()"
+
+
+@pytest.mark.parametrize("case", ["forked", "another runtime"])
+def test_without_torchs_threads_the_result_is_the_same(case):
+    code = f"""
+import os, torch
+from posinv.softdtw import soft_dtw, threads
+
+torch.set_num_threads(2)
+cost = torch.rand(4, 300, 300, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+def digest():
+    value = soft_dtw(cost, gamma=0.1)
+    (gradient,) = torch.autograd.grad((value * torch.arange(4.0)).sum(), cost)
+    # By numpy: a parallel operation of torch would wait for ever in a forked process.
+    return value.tolist(), gradient.numpy().tobytes()
+
+expected = digest()
+if {case!r} == "forked":
+    child = os.fork()
+    if not child:
+        os._exit(digest() != expected)
+    assert os.waitpid(child, 0)[1] == 0
+else:
+    threads._openmp = lambda: None
+    assert digest() == expected
+"""
+    run_python(code)
