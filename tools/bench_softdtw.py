@@ -2,6 +2,8 @@
 
 Each case computes value and gradient:
 
+loop      of a batch of cost matrices, as in a training: torch has just made them, in fresh memory,
+          and its threads have not come to rest (CPU only)
 cost      of a batch of cost matrices
 features  of the soft-DTW divergence of two batches of feature sequences; gradients of both
 batch     as cost, for several numbers of utterances
@@ -12,11 +14,16 @@ dtw-loss-functions. "naive" is our own code for the way in which LASER's authors
 divergence: one pair at a time, with the (N, M, D) tensor of differences and a scalar loop over the
 cells of its three alignments.
 
+"floor", beside the features, is what the divergence cannot do without, on the same matrices: six
+batched products of torch, two to make the costs and four for the gradients, and two alignments of
+given costs. The products and alignments of a sequence with itself are symmetric: half of each.
+
 The implementations take turns, so that changes of the machine's load affect all of them. Before
-each measurement the script waits until the threads of the implementation before are idle, and does
-one run that is not counted. The errors are those of the first utterance's value and gradient,
-relative to the largest of each. They are measured against posinv's float64 reference or, for more
-than 400,000 cells, against its back end "torch" in float64. posinv's errors must not exceed 1e-4.
+each measurement the script does one run that is not counted. But for "loop", it waits before that
+until the threads of the implementation before are idle. The errors are those of the first
+utterance's value and gradient, relative to the largest of each. They are measured against posinv's
+float64 reference or, for more than 400,000 cells, against its back end "torch" in float64. posinv's
+errors must not exceed 1e-4.
 """
 
 import functools
@@ -293,6 +300,25 @@ class Bench:
         self.implementations = implementations(device)
         self.truths: dict[tuple[bool, int, int], tuple[Tensor, list[Tensor]]] = {}
 
+    def floor(self, size: Size) -> Implementation:
+        """Return the products and alignments of the divergence, as a function of the features."""
+        cost = torch.rand(size.B, size.N, size.M, device=self.device)
+        made = torch.empty_like(cost)
+
+        def run(inputs: Sequence[Tensor], gamma: float) -> Tensor:
+            x, y = (tensor.detach() for tensor in inputs)
+            out = torch.empty_like(x), torch.empty_like(y)
+            for _ in range(2):
+                torch.bmm(x, y.mT, out=made)
+                torch.bmm(made, y, out=out[0])
+                torch.bmm(made.mT, x, out=out[1])
+            for _ in range(2):
+                given = cost.detach().requires_grad_()
+                soft_dtw(given, gamma=gamma).sum().backward()
+            return inputs[0][:, 0, 0] + inputs[1][:, 0, 0]  # has gradients
+
+        return Implementation("floor", ABSENT, divergence=run)
+
     def inputs(self, case: str, size: Size) -> list[Tensor]:
         """Return random costs in [0, 1), or random features with unit norm."""
         generator = torch.Generator().manual_seed(0)
@@ -331,6 +357,10 @@ class Bench:
                 updated.
         """
         inputs = self.inputs(case, size)
+
+        def ready() -> Sequence[Tensor]:
+            return [tensor * 1 for tensor in inputs] if case == "loop" else inputs
+
         known = case == "features", size.N, size.M  # the first utterance depends on these alone
         if known not in self.truths:
             self.truths[known] = _truth(case, inputs, self.gamma)
@@ -367,14 +397,20 @@ class Bench:
             rows[name] = row(errors=errors)
             repeats = min(self.plan.repeats, max(1, int(self.plan.seconds / seconds)))
             turns.append((implementation, loss, repeats))
+        if case == "features":
+            floor = self.floor(size)
+            assert floor.divergence is not None
+            rows["floor"] = Row(case, "floor", ABSENT, size)
+            turns.append((floor, floor.divergence, self.plan.repeats))
         times: dict[str, list[float]] = {implementation.name: [] for implementation, _, _ in turns}
         for turn in range(self.plan.repeats):
             for implementation, loss, repeats in turns:
                 if turn < repeats:
-                    time.sleep(REST)
+                    if case != "loop":
+                        time.sleep(REST)
                     if repeats > 1:
                         self.timed(implementation, loss, inputs)  # starts its own threads
-                    seconds, _ = self.timed(implementation, loss, inputs)
+                    seconds, _ = self.timed(implementation, loss, ready())
                     times[implementation.name].append(seconds)
         for name, seconds in times.items():
             rows[name] = replace(rows[name], seconds=tuple(seconds))
@@ -385,7 +421,8 @@ class Bench:
     def run(self) -> list[Row]:
         """Measure all cases."""
         size = self.plan.main
-        rows = self.measure("cost", size) + self.measure("features", size)
+        cases = ("cost", "features") if self.device == "cuda" else ("loop", "cost", "features")
+        rows = [row for case in cases for row in self.measure(case, size)]
         expected: dict[str, float] = {}
         for batch in self.plan.batches:
             rows += self.measure("batch", replace(size, B=batch), expected)
@@ -406,7 +443,7 @@ def record(row: Row, rows: Sequence[Row]) -> list[str]:
             *(f"{1e3 * t:.3f}" for t in (row.median, min(row.seconds), max(row.seconds))),
             f"{1e9 * row.median / row.size.cells:.3f}",
             f"{row.median / ours.median:.2f}",
-            *(f"{error:.1e}" for error in row.errors),
+            *("" if math.isnan(error) else f"{error:.1e}" for error in row.errors),
         ]
     return [row.case, row.name, row.version, *size, *figures, row.note]
 

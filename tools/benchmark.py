@@ -3,15 +3,26 @@
 import argparse
 import csv
 import io
+import math
 import shlex
+import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from posinv.augment.noise import pink
+from posinv.data.audio import SAMPLING_RATE, write_audio
 from posinv.data.files import write_atomic
 from posinv.errors import InputError
+from posinv.report.curves import save_figure
 from posinv.report.results import markdown_table, provenance
 
 
@@ -51,3 +62,83 @@ def write_benchmark(
     write_atomic(path, text.getvalue())
     print(origin)
     print(markdown_table(columns, records), end="")
+
+
+class Clock:
+    """Measures the phases of each update; on a GPU with CUDA events, without waiting for them."""
+
+    def __init__(self, device: torch.device, phases: Sequence[str]) -> None:
+        self.on_gpu, self.phases = device.type == "cuda", phases
+        self.updates: list[dict[str, list[tuple]]] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the block as this phase; the first phase begins a new update."""
+        on_gpu = self.on_gpu and name != "load"
+        if name == self.phases[0]:
+            self.updates.append(defaultdict(list))
+        start = self._now(on_gpu)
+        yield
+        self.updates[-1][name].append((start, self._now(on_gpu)))
+
+    def _now(self, on_gpu: bool) -> float | torch.cuda.Event:
+        if not on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> np.ndarray:
+        """Return the seconds of each phase of each update, (updates, phases)."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return np.array([[self._sum(update[p]) for p in self.phases] for update in self.updates])
+
+    def _sum(self, spans: list[tuple]) -> float:
+        return sum(b - a if isinstance(a, float) else a.elapsed_time(b) / 1000 for a, b in spans)
+
+
+@dataclass
+class Row:
+    """One implementation's figures."""
+
+    name: str
+    seconds: list[np.ndarray] = field(default_factory=list)  # (updates, phases) of each turn
+    wall: list[float] = field(default_factory=list)  # seconds of one update, in each turn
+    peak: float = math.nan  # bytes of GPU memory
+
+    @property
+    def update(self) -> float:
+        """Seconds of one update, the median over turns."""
+        return statistics.median(self.wall)
+
+
+def plot_phases(rows: Sequence[Row], phases: Sequence[str], title: str, out: Path) -> None:
+    """Plot the time of each phase of an update."""
+    figure = Figure(figsize=(9, 1.2 + 0.6 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(rows))
+    for index, phase in enumerate(phases):
+        widths = [np.median(np.concatenate(row.seconds), axis=0)[index] for row in rows]
+        axes.barh([row.name for row in rows], widths, left=left, label=phase)
+        left += widths
+    axes.invert_yaxis()
+    axes.set(xlabel="median seconds of an update", title=title)
+    axes.legend(ncols=len(phases), loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    save_figure(figure, out)
+
+
+def write_flac(folder: Path, count: int, samples: int) -> list[Path]:
+    """Write files of pink noise, louder and softer in turn, as speech with pauses is."""
+    paths = [folder / f"{index}.flac" for index in range(count)]
+    for index, path in enumerate(paths):
+        write_audio(path, speech_like(index, samples), SAMPLING_RATE)
+    return paths
+
+
+def speech_like(seed: int, samples: int) -> np.ndarray:
+    """Return pink noise (samples,), louder and softer in turn, as speech with pauses is."""
+    rng = np.random.default_rng(seed)
+    syllables = np.repeat(rng.uniform(0, 1, samples // 2400 + 1) ** 2, 2400)[:samples]
+    x = pink(rng, samples, SAMPLING_RATE) * syllables
+    return 0.5 * x / np.abs(x).max()

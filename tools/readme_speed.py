@@ -7,7 +7,11 @@ from posinv.bin.cli import run
 from posinv.report.results import ABSENT, markdown_table, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = {"naive": "LASER's authors' way", "authors": "LASER's authors' way"}
+NAMES = {
+    "naive": "LASER's authors' way",
+    "authors": "LASER's authors' way",
+    "floor": "only products and alignments",
+}
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -26,14 +30,15 @@ def softdtw() -> str:
     """Return the table of soft-DTW's times."""
     measured = {(row["case"], row["implementation"]): row for row in read("softdtw_cpu.csv")}
     rows = []
-    for name in ("posinv", "pysdtw", "tslearn", "naive"):
+    for name in ("posinv", "floor", "pysdtw", "tslearn", "naive"):
         cells = [NAMES.get(name, name)]
-        for case in ("cost", "features"):
+        for case in ("loop", "cost", "features"):
             row = measured.get((case, name), {})
             for key in ("median_ms", "times_posinv"):
                 cells.append(figure(row[key]) if row.get(key) else ABSENT)
         rows.append(cells)
-    header = ["", "given the cost, ms", "x posinv", "divergence from features, ms", "x posinv"]
+    header = ["", "in a training, ms", "x posinv", "given the cost, at rest, ms", "x posinv"]
+    header += ["divergence from features, ms", "x posinv"]
     return markdown_table(header, rows)
 
 
@@ -53,15 +58,33 @@ def ssft() -> str:
     return markdown_table(header, rows)
 
 
+def enh() -> str:
+    """Return the table of the times of an update of SE fine-tuning."""
+    keys = ("update", "enhancement", "clean", "enhanced", "loss", "backward")
+    rows = [
+        [
+            f"{row['implementation']}, {row['criterion']}",
+            *(figure(row[f"{key}_ms"], 1e-3, 2) for key in keys),
+            figure(row["times_posinv"]),
+        ]
+        for row in read("enh_hubert_cpu.csv")
+    ]
+    header = ["", "update, s", "enhancement", "SSL, clean", "SSL, enhanced", "loss", "backward"]
+    return markdown_table([*header, "x posinv"], rows)
+
+
 def main() -> None:
     """Run the command."""
     body = (
         "Soft-DTW, value and gradient, 8 pairs of 600 and 560 frames, features 256 wide"
-        " ([softdtw_cpu.csv](tools/results/softdtw_cpu.csv) names machine and versions):\n\n"
+        " ([softdtw_cpu.csv](tools/results/softdtw_cpu.csv) names machine and versions). In a"
+        " training, torch has just made the cost, and its threads are not at rest:\n\n"
         f"{softdtw()}\n![Time over batch and over length](tools/results/softdtw_cpu.png)\n\n"
         "An update of LASER, one pair of 12 s, both with float32_matmul_precision medium"
         " ([ssft_hubert_cpu.csv](tools/results/ssft_hubert_cpu.csv),"
-        f" [ssft_wavlm_cpu.csv](tools/results/ssft_wavlm_cpu.csv)):\n\n{ssft()}"
+        f" [ssft_wavlm_cpu.csv](tools/results/ssft_wavlm_cpu.csv)):\n\n{ssft()}\n"
+        "An update of SE fine-tuning, master64 through HuBERT-Base, one utterance of 12 s"
+        f" ([enh_hubert_cpu.csv](tools/results/enh_hubert_cpu.csv)):\n\n{enh()}"
     )
     write_results(ROOT / "README.md", "posinv", body)
 

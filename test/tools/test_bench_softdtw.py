@@ -52,13 +52,15 @@ def test_quick_run_writes_every_case_and_names_what_is_absent(tmp_path):
     assert lines[0].startswith("# - command: `python ") and "--quick" in lines[0]
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     ours = [row for row in rows if row["implementation"] == "posinv"]
-    cases = ["cost", "features", "batch", "batch", "frames", "frames"]
+    cases = ["loop", "cost", "features", "batch", "batch", "frames", "frames"]
     assert [row["case"] for row in ours] == cases
     assert all(float(row["median_ms"]) > 0 and row["times_posinv"] == "1.00" for row in ours)
     assert all(float(row["gradient_error"]) < 1e-4 for row in ours)
     naive = [row for row in rows if row["implementation"] == "naive"]
     assert [row["case"] for row in naive] == ["features"]
     assert float(naive[0]["value_error"]) < 1e-4 and float(naive[0]["gradient_error"]) < 1e-4
+    floor = [row for row in rows if row["implementation"] == "floor"]
+    assert [row["case"] for row in floor] == ["features"] and float(floor[0]["median_ms"]) > 0
     absent = [row for row in rows if row["implementation"] == "tslearn"]
     assert absent and all("not installed" in row["note"] and not row["runs"] for row in absent)
     table = done.stdout.splitlines()[-len(rows) :]
@@ -97,6 +99,27 @@ def test_a_peer_that_fails_or_takes_too_long_is_a_row_that_says_so(bench, monkey
     assert rows[2].note == "left out: over 0.1 s expected"
     assert expected["posinv"] == rows[0].median / rows[0].size.cells
     assert bench.record(rows[1], rows)[6:14] == [""] * 8
+
+
+def test_in_a_loop_the_cost_is_new_and_nothing_rests(bench, monkeypatch):
+    rests, seen = [], []
+    monkeypatch.setattr(bench.time, "sleep", rests.append)
+    timed = bench.Bench.timed
+
+    def watched(self, implementation, loss, inputs):
+        seen.append(inputs[0])
+        return timed(self, implementation, loss, inputs)
+
+    monkeypatch.setattr(bench.Bench, "timed", watched)
+    plan = bench.QUICK
+    ours = bench.Bench("cpu", 1, 0.1, plan).measure("loop", plan.main)[0]
+    assert ours.name == "posinv" and len(ours.seconds) == plan.repeats
+    assert not rests
+    measured = [x for x in seen if x.shape[1:] == (plan.main.N, plan.main.M)]
+    assert len({x.data_ptr() for x in measured}) > 1  # all are alive
+    assert all(torch.equal(x, measured[0]) for x in measured)
+    bench.Bench("cpu", 1, 0.1, plan).measure("cost", plan.main)
+    assert rests and set(rests) == {bench.REST}
 
 
 def test_growth_is_the_slope_of_the_logarithms(bench):
