@@ -10,6 +10,7 @@ from pathlib import Path
 
 from posinv.errors import InputError
 from posinv.report.results import provenance, write_results
+from posinv.report.skipped import left_out
 
 
 def run(main: Callable[[], object]) -> None:
@@ -84,13 +85,15 @@ def results_parser(description: str | None, experiments: str) -> argparse.Argume
     add("--command", required=True, help="what made the results, to be noted")
     add("--title", default="Results", help="heading, if the file is a new one")
     add("--published", type=Path, help="YAML list of published figures, to stand beside ours")
+    add("--dump", type=Path, help="formatted data; utterances that were left out are counted")
     add("--qbe_sets", type=names, default=[], help="test sets of query-by-example search: 'A B'")
     return parser
 
 
 def publish(tables: str, args: argparse.Namespace) -> None:
     """Print tables and where they come from, and write both where :func:`results_parser` says."""
-    body = f"{tables}\n{provenance(args.command)}"
+    skipped = left_out(args.dump) if args.dump else ""
+    body = "\n".join(part for part in (tables, skipped, provenance(args.command)) if part)
     print(body, end="")
     write_results(args.out, args.title, body)
 

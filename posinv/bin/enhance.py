@@ -55,6 +55,11 @@ def main() -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     group.add_argument("--skip_existing", action="store_true", help="keep existing outputs")
+    add(
+        "--allow_pipes",
+        action="store_true",
+        help="run the commands in lists; without it, they are named and refused",
+    )
     add("--stream", action="store_true", help="enhance raw PCM from standard input to output")
     add(
         "--level",
@@ -106,7 +111,7 @@ def _enhance_files(args: argparse.Namespace) -> None:
     if args.nj > 1 and args.ngpu:
         raise InputError(f"--nj {args.nj} --ngpu 1: one process uses a GPU: leave one of them out")
     existing: Existing = "keep" if args.skip_existing else "replace" if args.overwrite else "refuse"
-    jobs, wrong = plan_enhancement(args.inputs, args.out, args.format, existing)
+    jobs, wrong = plan_enhancement(args.inputs, args.out, args.format, existing, args.allow_pipes)
     kept = [job for job in jobs if job.exists]
     todo = [job for job in jobs if not job.exists]
     if args.nj > 1:
