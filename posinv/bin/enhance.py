@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from posinv.bin.cli import command_parser, run
 from posinv.data.audio import SAMPLING_RATE
+from posinv.data.device import pick_device
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import write_table
 from posinv.errors import InputError
@@ -88,7 +89,7 @@ def _stream(args: argparse.Namespace) -> None:
     # What libraries print must not get among the samples.
     sink = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    enhancer = Enhancer(args.model, args.checkpoint, _device(args), dry=args.dry)
+    enhancer = Enhancer(args.model, args.checkpoint, pick_device(args.ngpu), dry=args.dry)
     stream = enhancer.stream(args.level)
     logging.info("latency of %.1f ms", 1000 * stream.latency / SAMPLING_RATE)
     with sink, os.fdopen(os.dup(0), "rb", buffering=0) as source:
@@ -97,10 +98,6 @@ def _stream(args: argparse.Namespace) -> None:
     print(
         f"{seconds:.2f} s of audio, real-time factor {done.real_time_factor:.3f}", file=sys.stderr
     )
-
-
-def _device(args: argparse.Namespace) -> str:
-    return "cuda" if args.ngpu else "cpu"
 
 
 def _enhance_files(args: argparse.Namespace) -> None:
@@ -117,7 +114,7 @@ def _enhance_files(args: argparse.Namespace) -> None:
     if args.nj > 1:
         torch.set_num_threads(1)  # also since torch's threads do not survive the fork
     enhancer = Enhancer(
-        args.model, args.checkpoint, _device(args), args.segment, args.overlap, args.dry
+        args.model, args.checkpoint, pick_device(args.ngpu), args.segment, args.overlap, args.dry
     )
     seconds = 0.0
     done = list(kept)

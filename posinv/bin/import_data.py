@@ -30,7 +30,7 @@ def main() -> None:
     add(
         "--allow_pipes",
         action="store_true",
-        help="run the commands that stand in place of audio; without it, they are named and refused",
+        help="run commands that stand in place of audio; without it, they are named and refused",
     )
     add("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
