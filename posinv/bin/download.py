@@ -15,7 +15,7 @@ def main() -> None:
     add("--out", type=Path, required=True, help="file to write; kept if it is there and right")
     add(
         "--checksum",
-        help="md5:<hex digits>, or sha256:<the first 8 or more>, of the file; 'unverified': none is known",
+        help="md5:<hex digits>, or sha256:<the first 8 or more>, of the file; or 'unverified'",
     )
     add("--extract", type=Path, help="unpack the file, .tar.gz, .tgz, .tar or .zip, in this folder")
     add(

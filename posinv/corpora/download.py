@@ -84,8 +84,8 @@ def download(
         checksum = None
     elif checksum is None and not _is_local(url):
         raise InputError(
-            f"{url}: no checksum: give the one that is published (--checksum sha256:... or md5:...), "
-            f"or, if there is none, --checksum {UNVERIFIED}"
+            f"{url}: no checksum: give what is published (--checksum sha256:... or md5:...), or, "
+            f"if there is none, --checksum {UNVERIFIED}"
         )
     if checksum and not _CHECKSUM.fullmatch(checksum):
         raise InputError(f"checksum {checksum}: must be md5: or sha256: and its hex digits")
@@ -132,9 +132,9 @@ def _require_safe(url: str) -> None:
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Follows a server to another address, but not from https to http."""
+    """Follows a server to another address, but not to http or from the network to this machine."""
 
-    def redirect_request(  # noqa: D102
+    def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         _require_safe(newurl)
@@ -460,8 +460,8 @@ def _unpack(archive: Path, fresh: Path, needed_gb: float | None) -> list[str]:
         held += content
         if held > max(MIN_BOMB, MAX_RATIO * size):
             raise InputError(
-                f"{archive}: {size / _GB:.3f} GB that hold more than {held / _GB:.1f} GB, which looks "
-                "like a bomb: nothing was unpacked; if you trust it, unpack it yourself"
+                f"{archive}: {size / _GB:.3f} GB that hold more than {held / _GB:.1f} GB, which "
+                "looks like a bomb: nothing was unpacked; if you trust it, unpack it yourself"
             )
         _require_space(str(archive), [(fresh, float(content))])
 

@@ -9,6 +9,7 @@ directories, with ``segments`` or without ``phn``, become one by ``posinv.bin.im
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from os.path import realpath
 from pathlib import Path
 from typing import Literal
 
@@ -149,7 +150,7 @@ def _first(skipped: Mapping[str, str]) -> str:
 
 def refuse_overlap(src: Path | str, out: Path | str) -> None:
     """Raise :class:`InputError` if ``out`` is ``src``, or one lies in the other."""
-    a, b = Path(src).resolve(), Path(out).resolve()
+    a, b = Path(realpath(src)), Path(realpath(out))
     if a.is_relative_to(b) or b.is_relative_to(a):
         raise InputError(f"{out}: the output would overwrite the source {src}: name another")
 

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from os.path import realpath
 from pathlib import Path
 from typing import Literal
 
@@ -329,7 +330,8 @@ def plan_enhancement(
     for source, _, utterance in found:
         if utterance is None and not is_file(source):
             raise InputError(f"{source}: its name reads as a command: rename the file")
-    taken = {path.resolve(): path for path in [*paths, *(Path(entry) for entry, _, _ in found)]}
+    # realpath: links in a circle are no error of Path.resolve's here, but named later
+    taken = {realpath(path) for path in [*paths, *(entry for entry, _, _ in found)]}
     made: dict[Path, str] = {}
     jobs = []
     wrong = {}
@@ -358,7 +360,7 @@ def plan_enhancement(
     if any(job.utterance for job in jobs):
         outputs.append(out / "wav.scp")
     for path in outputs:
-        if path.resolve() in taken:
+        if realpath(path) in taken:
             raise InputError(f"{path}: would be written over an input: name another --out")
     there = [path for path in outputs if path.exists()]
     if there and existing == "refuse":

@@ -1,0 +1,59 @@
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from posinv.data.audio import write_audio
+from posinv.data.directory import DataDir
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _bound_by_permissions():
+    """Let file permissions count for root, too: no CAP_DAC_OVERRIDE, no CAP_DAC_READ_SEARCH."""
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; takes effect at exec
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Run a posinv command, whose standard error must be one line if it fails."""
+
+    def run(name, *args, env=None, bound=False, timeout=120, code=None):
+        start = (
+            [sys.executable, "-c", code] if code else [sys.executable, "-m", f"posinv.bin.{name}"]
+        )
+        return subprocess.run(
+            [*start, *map(str, args)],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            cwd=ROOT,
+            env=None if env is None else {**os.environ, **env},
+            preexec_fn=_bound_by_permissions if bound else None,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A data directory of four utterances, in a path with a space; audio is its own reference."""
+    folder = tmp_path_factory.mktemp("a corpus") / "train"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    wav = {}
+    for i in range(4):
+        path = folder / f"{i}.wav"
+        write_audio(path, 0.2 * rng.uniform(-1, 1, 6000 + 500 * i), 16000)
+        wav[f"s{i % 2}-{i}"] = str(path)
+    utt2spk = {utt: utt.split("-")[0] for utt in wav}
+    text, phn = (dict.fromkeys(wav, words) for words in ("one two", "W AH N T UW"))
+    DataDir(wav, wav, text, phn, utt2spk).write(folder)
+    return folder
