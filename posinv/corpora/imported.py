@@ -8,6 +8,7 @@ rate; only one piece is in memory at a time.
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,16 +181,19 @@ def import_cuts(
     text: dict[str, str] = {}
     utt2spk: dict[str, str] = {}
     for cut in _read_cuts(src):
-        if not allow_pipes:
-            refuse_pipes(_commands(cut), src)
-        for supervision in _supervisions(cut, src, channel, max_overshoot):
-            utt = supervision.id
-            if utt in text:
-                raise InputError(f"{src}: supervision {utt} is there twice: rename one")
-            text[utt] = " ".join((supervision.text or "").split())
-            utt2spk[utt] = supervision.speaker or utt
-            if not text[utt]:
-                raise InputError(f"{src}: supervision {utt}: no text: leave it out of the cuts")
+        with _reading(cut, src):
+            if not allow_pipes:
+                refuse_pipes(_commands(cut), src)
+            for supervision in _supervisions(cut, src, channel, max_overshoot):
+                utt = supervision.id
+                if utt in text:
+                    raise InputError(f"{src}: supervision {utt} is there twice: rename one")
+                text[utt] = " ".join((supervision.text or "").split())
+                utt2spk[utt] = supervision.speaker or utt
+                if not text[utt]:
+                    raise InputError(f"{src}: supervision {utt}: no text: leave it out of the cuts")
+                if not (isinstance(utt, str) and isinstance(utt2spk[utt], str)):
+                    raise TypeError(f"id {utt!r} or speaker {utt2spk[utt]!r} is no text")
     if not text:
         raise InputError(f"{src}: no cuts in it: make them anew (lhotse cut simple ...)")
     phn = _phonemes(text, lexicon, src)
@@ -198,6 +202,10 @@ def import_cuts(
         (fresh / "audio").mkdir()
 
         def save(cut: "MonoCut | MultiCut") -> int:
+            with _reading(cut, src):
+                return save_pieces(cut)
+
+        def save_pieces(cut: "MonoCut | MultiCut") -> int:
             cut = cut.with_recording_path_prefix(wav_root)
             shortened = 0
             for supervision in _supervisions(cut, src, channel, max_overshoot):
@@ -253,6 +261,8 @@ def _read_segments(path: Path) -> dict[str, _Piece]:
             recording, start, end, *rest = line.split()
             channels: list[int | None] = [int(number) + 1 for number in rest] or [None]
             [channel] = channels
+            if channel is not None and channel < 1:
+                raise ValueError
             end_s = math.inf if float(end) < 0 else float(end)
             piece = _Piece(recording, float(start), end_s, channel)
         except ValueError:
@@ -307,6 +317,20 @@ def _cut_out(
         chosen = piece.channel or recorded_channel or channel
         write_audio(path, recording.read(start, min(stop, samples), chosen), rate)
     return shortened
+
+
+@contextmanager
+def _reading(cut: "Cut", src: Path) -> Iterator[None]:
+    """Name a cut whose values are of other types than a manifest's, which lhotse doesn't check."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{src}: cut {getattr(cut, 'id', '')}: not what cuts are ({type(error).__name__}: "
+            f"{error}): make the manifest anew"
+        ) from error
 
 
 def _read_cuts(src: Path) -> Iterator["Cut"]:

@@ -6,11 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from posinv.data.audio import write_audio
 from posinv.data.directory import DataDir
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def pytest_configure(config):
+    for name, examples in (("short", 60), ("faults", 3000)):
+        settings.register_profile(
+            name, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck)
+        )
+    settings.load_profile("faults" if config.getoption("--faults") else "short")
 
 
 def _bound_by_permissions():
