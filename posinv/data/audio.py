@@ -243,7 +243,7 @@ def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
     """Write samples ``(T,)`` in [-1, 1] atomically, as 16-bit FLAC or WAV by the suffix.
 
     Raises:
-        InputError: samples beyond [-1, 1] or not finite, or another suffix.
+        InputError: samples beyond [-1, 1] or not finite, another suffix, or no room.
     """
     path = Path(path)
     if path.suffix not in (".flac", ".wav"):
@@ -253,7 +253,13 @@ def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
         raise InputError(f"{path}: no samples, or samples beyond [-1, 1] that would clip: scale")
     pcm = np.clip(np.rint(x * 32768.0), -32768, 32767).astype(np.int16)
     with atomic_file(path) as temporary:
-        soundfile.write(temporary, pcm, sampling_rate, "PCM_16")
+        try:
+            soundfile.write(temporary, pcm, sampling_rate, "PCM_16")
+        except soundfile.LibsndfileError as error:  # it doesn't say what the system said
+            raise InputError(
+                f"{path}: can't be written ({error.error_string}): make room there, or choose "
+                "another place"
+            ) from error
 
 
 def _require_content(path: Path) -> None:

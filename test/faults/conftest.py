@@ -1,5 +1,6 @@
 import ctypes
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,13 @@ def _bound_by_permissions():
 def command():
     """Run a posinv command, whose standard error must be one line if it fails."""
 
-    def run(name, *args, env=None, bound=False, timeout=120, code=None):
+    def run(name, *args, env=None, bound=False, timeout=120, code=None, file_size=None):
+        def before():
+            if bound:
+                _bound_by_permissions()
+            if file_size:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
         start = (
             [sys.executable, "-c", code] if code else [sys.executable, "-m", f"posinv.bin.{name}"]
         )
@@ -43,8 +50,8 @@ def command():
             text=True,
             errors="surrogateescape",
             cwd=ROOT,
-            env=None if env is None else {**os.environ, **env},
-            preexec_fn=_bound_by_permissions if bound else None,
+            env={k: v for k, v in {**os.environ, **(env or {})}.items() if v is not None},
+            preexec_fn=before,
             timeout=timeout,
         )
 

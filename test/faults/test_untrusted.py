@@ -148,7 +148,9 @@ def test_models_with_code_of_their_own(tmp_path, ssl, evil, known, monkeypatch):
 @pytest.mark.parametrize(
     "config",
     ["[1]", "{", '{"model_type": "hubert", "hidden_size": "x"}', '{"model_type": []}', "null",
-     '{"model_type": "hubert", "conv_kernel": 3}', '{"model_type": "hubert", "num_hidden_layers": -1}'],
+     '{"model_type": "hubert", "conv_kernel": 3}',
+     '{"model_type": "hubert", "num_hidden_layers": -1}',
+    ],
 )  # fmt: skip
 def test_damaged_configurations(ssl, config):
     (ssl / "config.json").write_text(config)
@@ -247,7 +249,8 @@ def test_cuts_with_commands_or_addresses(tmp_path, evil, kind):
     source = f"mkdir '{evil.path}'" if kind == "command" else "https://example.org/x.wav"
     cut = {
         "id": "c", "start": 0.0, "duration": 0.5, "channel": 0, "type": "MonoCut",
-        "supervisions": [{"id": "s", "recording_id": "r", "start": 0, "duration": 0.5, "text": "A"}],
+        "supervisions": [{"id": "s", "recording_id": "r", "start": 0, "duration": 0.5, "text": "A"},
+        ],
         "recording": {
             "id": "r", "sampling_rate": 16000, "num_samples": 8000, "duration": 0.5,
             "sources": [{"type": kind, "channels": [0], "source": source}],
