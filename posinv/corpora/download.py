@@ -80,6 +80,7 @@ def download(
             space; a wrong checksum, of what was there, which stays, or of what came, which goes.
     """
     out = Path(out)
+    _require_safe(url)
     if checksum == UNVERIFIED:
         checksum = None
     elif checksum is None and not _is_local(url):
@@ -89,7 +90,6 @@ def download(
         )
     if checksum and not _CHECKSUM.fullmatch(checksum):
         raise InputError(f"checksum {checksum}: must be md5: or sha256: and its hex digits")
-    _require_safe(url)
     ok = out.with_name(f"{out.name}.ok")
     with _locked(out):
         if out.exists():

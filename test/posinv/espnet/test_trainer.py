@@ -67,7 +67,7 @@ def test_updates_in_a_row_that_are_left_out(tmp_path, allowed):
 def test_batches_of_one_update_count_once(tmp_path):
     batches = [1.0, -1.0, -1.0, 1.0, 1.0, 1.0, -1.0, 1.0]
     loop(tmp_path, batches, allowed=2, accum_grad=2, epochs=1)
-    with pytest.raises(InputError, match="2 updates in a row .* utterances utt3, utt4: "):
+    with pytest.raises(InputError, match=r"2 updates in a row .* utterances utt3, utt4: "):
         loop(tmp_path, batches, allowed=1, accum_grad=2)
     # the batch that the end of an epoch leaves over belongs to no update
     loop(tmp_path, [1.0, 1.0, -1.0], allowed=0, accum_grad=2, epochs=3)

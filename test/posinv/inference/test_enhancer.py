@@ -452,7 +452,7 @@ def inputs(tmp_path):
 
 def command(monkeypatch, model_dir, *arguments):
     options = ["--model", str(model_dir), "--segment", "0.6"]
-    words = [*options, "--overlap", "0.1", *map(str, arguments)]
+    words = [*options, "--overlap", "0.1", "--allow_pipes", *map(str, arguments)]
     monkeypatch.setattr(sys, "argv", ["posinv/bin/enhance.py", *words])
     run(main)
 
