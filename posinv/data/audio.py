@@ -337,6 +337,8 @@ def _run(entry: str) -> io.BytesIO:
 
 def _read_archive(entry: str, archive: Path) -> Recording:
     _require_content(archive)
+    if "|" in (str(archive).strip()[0], str(archive).strip()[-1]):
+        raise InputError(f"{entry}: kaldiio would run it as a command: rename the archive")
     try:
         content = kaldiio.load_mat(entry)
     except Exception as error:  # kaldiio raises what its parser trips over
