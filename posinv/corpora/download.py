@@ -443,6 +443,7 @@ def _extracted_file(archive: Path, directory: Path) -> Path:
 def _unpack(archive: Path, fresh: Path, needed_gb: float | None) -> list[str]:
     # Returns the upper two levels of what it holds.
     names: set[str] = set()
+    size, held = archive.stat().st_size, 0  # bytes, and bytes unpacked
 
     def check(name: str) -> None:
         path = PurePosixPath(name)
@@ -465,8 +466,6 @@ def _unpack(archive: Path, fresh: Path, needed_gb: float | None) -> list[str]:
             )
         _require_space(str(archive), [(fresh, float(content))])
 
-    held = 0
-    size = archive.stat().st_size
     with _progress(archive.name, size) as bar, archive.open("rb") as file:
         source = CallbackIOWrapper(bar.update, file)
         if archive.suffix == ".zip":

@@ -266,7 +266,7 @@ def _require_content(path: Path) -> None:
     try:
         found, why = path.is_file(), "no such audio file"
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        found, why = False, error.strerror
+        found, why = False, str(error.strerror)
     if not found:
         raise InputError(f"{path}: {why}: correct its path or remove the utterance")
     if not path.stat().st_size:

@@ -331,7 +331,7 @@ def plan_enhancement(
         if utterance is None and not is_file(source):
             raise InputError(f"{source}: its name reads as a command: rename the file")
     # realpath: links in a circle are no error of Path.resolve's here, but named later
-    taken = {realpath(path) for path in [*paths, *(entry for entry, _, _ in found)]}
+    taken = {realpath(path) for path in [*map(str, paths), *(entry for entry, _, _ in found)]}
     made: dict[Path, str] = {}
     jobs = []
     wrong = {}
