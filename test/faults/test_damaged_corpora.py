@@ -1,10 +1,15 @@
 """Every kind of damage to a corpus has its documented outcome, and no other."""
 
+import os
 import re
+import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from posinv.bin.cli import publish
 from posinv.bin.damage_corpus import main
 from posinv.corpora.damage import KINDS, damage_corpus, kinds_table
 from posinv.corpora.imported import import_kaldi
@@ -13,6 +18,7 @@ from posinv.data.directory import format_data, read_skipped, validate
 from posinv.data.tables import read_table
 from posinv.errors import InputError
 from posinv.inference.enhancer import Enhancer, plan_enhancement
+from posinv.report.skipped import left_out
 
 ROOT = Path(__file__).resolve().parents[2]
 RATE = 16000
@@ -166,6 +172,48 @@ def test_commands_are_for_lists_of_ones_own(damaged, tmp_path):
         assert "--allow_pipes" in str(error.value)
     import_kaldi(folder, tmp_path / "imported", allow_pipes=True)
     assert len(plan_enhancement([folder / "wav.scp"], tmp_path / "e", allow_pipes=True)[0]) == 4
+
+
+FORMAT = """
+for file in options stages records jobs data; do . "$scripts/$file.sh"; done
+raw=dump/raw sampling_rate=16000 nj=1 cmd_backend=local python=python3 num_nodes=1 expdir=exp
+resampling=() alignable=(--align phn char) on_bad_utt=$1
+format train train --clean
+"""
+
+
+def test_what_is_left_out_is_counted_in_a_recipe(corpus, tmp_path):
+    (tmp_path / "data").mkdir()
+    [utt] = damage_corpus(corpus, tmp_path / "data" / "train", "nan")
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env |= {"scripts": str(ROOT / "egs" / "TEMPLATE" / "scripts"), "PYTHONPATH": str(ROOT)}
+
+    def run(on_bad_utt):
+        start = ["bash", "-euo", "pipefail", "-c", FORMAT, "recipe", on_bad_utt]
+        return subprocess.run(start, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    done = run("stop")
+    assert (
+        done.returncode == 1 and utt in done.stderr and not (tmp_path / "dump/raw/train").exists()
+    )
+    assert left_out(tmp_path / "dump" / "raw") == ""
+    done = run("skip")
+    listed = "dump/raw/train/skipped"
+    assert f"1 bad utterances left out: {listed} says why" in done.stdout, done.stderr
+    assert left_out(tmp_path / "dump" / "raw").startswith(
+        "Bad utterances left out (`--on_bad_utt skip`): train 1 of 4. The reasons are in "
+    )
+    assert utt in (tmp_path / listed).read_text()
+
+
+def test_the_count_stands_under_the_table(corpus, tmp_path, capsys):
+    damage_corpus(corpus, tmp_path / "train", "nan", 2)
+    format_data(tmp_path / "train", tmp_path / "raw" / "train", RATE, on_bad_utt="skip")
+    for dump, counted in ((None, False), (tmp_path / "raw", True)):
+        out = tmp_path / "RESULTS.md"
+        publish("| table |\n", Namespace(out=out, title="T", command="run.sh", dump=dump))
+        said = "Bad utterances left out (`--on_bad_utt skip`): train 2 of 4."
+        assert (said in out.read_text()) == (said in capsys.readouterr().out) == counted
 
 
 ENHANCED = (  # what Enhancer takes though format_data does not
