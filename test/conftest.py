@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config, items):
         if not config.getoption(f"--{mark}"):
             skip = pytest.mark.skip(reason=f"{what}: test/run.sh --{mark} runs it")
             for item in items:
-                if mark in item.keywords and item.get_closest_marker(mark):
+                if item.get_closest_marker(mark):
                     item.add_marker(skip)
 
 
