@@ -4,7 +4,6 @@ import argparse
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,10 +48,10 @@ class SeededTrainer(Trainer):
             "--nonfinite_updates",
             type=int,
             default=10,
-            help="How many updates in a row may be left out because loss or gradient are not "
-            "finite. One more ends the training, with the utterances' names and the module that "
-            "the values come from. With --use_amp, some of the first updates are left out until "
-            "the loss is scaled right.",
+            help="How many updates in a row may have a loss or gradient that is not finite. One "
+            "more ends the training, with the utterances' names and the module that the values "
+            "come from. With --use_amp, some of the first updates are such until the loss is "
+            "scaled right.",
         )
         parser.add_argument(
             "--float32_matmul_precision",
@@ -150,9 +149,11 @@ class SeededTrainer(Trainer):
 
 
 class NonFiniteWatch:
-    """Counts the updates in a row that a trainer leaves out, and ends the training after enough.
+    """Counts the updates in a row that are not finite, and ends the training after enough.
 
-    An update was left out if the optimiser has made no step after ``accum_grad`` batches.
+    So is an update if the optimiser has made no step after ``accum_grad`` batches, since a trainer
+    leaves out gradients that are not finite; or if the loss of one of these was not finite, though
+    the gradients were.
 
     Args:
         model: what is trained; its keyword arguments are the batch, with ``utt_id``.
@@ -175,7 +176,9 @@ class NonFiniteWatch:
         self._batches = 0  # since the last step
         self._names: deque[list[str]] = deque(maxlen=max(1, allowed + 1) * accum_grad)
         self._batch: dict[str, Any] = {}
+        self._finite: torch.Tensor | bool = True  # the losses since the last update
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        model.register_forward_hook(self._after_forward)
         for optimizer in optimizers:
             optimizer.register_step_post_hook(self._after_step)
 
@@ -208,15 +211,15 @@ class NonFiniteWatch:
 
     def _stop(self, left_out: int) -> NoReturn:
         self._watching = False  # the model runs once more
-        where = first_nonfinite(self.model, self._batch, loss_of=itemgetter(0))
+        where = first_nonfinite(self.model, self._batch, loss_of=_loss_of)
         last = [name for names in list(self._names)[-self.accum_grad :] for name in names]
-        lines = [f"{left_out} updates in a row were left out: no finite gradient.", where, ""]
+        lines = [f"{left_out} updates in a row without finite loss and gradient.", where, ""]
         lines += [" ".join(["batch:", *names]) for names in self._names]
         write_atomic(self.report, "\n".join(lines) + "\n")
         more = f", ... ({len(last)} in all)" if len(last) > SHOWN else ""
         raise InputError(
-            f"{left_out} updates in a row had no finite gradient, the last of the utterances "
-            f"{', '.join(last[:SHOWN])}{more}: {where}; {self.report} lists all: look at this "
+            f"{left_out} updates in a row had no finite loss and gradient, the last of the "
+            f"utterances {', '.join(last[:SHOWN])}{more}: {where}; {self.report} lists all: look at this "
             "audio, lower the learning rate, or allow more (--nonfinite_updates)"
         )
 
@@ -224,13 +227,27 @@ class NonFiniteWatch:
         if not (model.training and torch.is_grad_enabled() and self._watching):
             return
         self.check()
+        if self._batches % self.accum_grad == 0:
+            self._finite = True
         self._batches += 1
         self._batch = batch
         self._names.append(list(batch["utt_id"]))
 
+    def _after_forward(self, model: torch.nn.Module, _args: tuple, output: Any) -> None:
+        if model.training and torch.is_grad_enabled() and self._watching:
+            self._finite = (
+                _loss_of(output).detach().isfinite().all() & self._finite
+            )  # read after the update
+
     def _after_step(self, *_: object) -> None:
-        self._batches = 0
-        self._names.clear()
+        if self._finite:
+            self._batches = 0
+            self._names.clear()
+
+
+def _loss_of(output: Any) -> torch.Tensor:
+    """Return the loss in what ESPnet's models return, of which there are two forms."""
+    return output["loss"] if isinstance(output, dict) else output[0]
 
 
 def _copy_loss(_model: torch.nn.Module, _args: tuple, output: tuple) -> tuple:

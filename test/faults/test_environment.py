@@ -21,6 +21,7 @@ from posinv.data.tables import read_table
 from posinv.errors import InputError
 
 RATE = 16000
+CACHES = ("XDG_CACHE_HOME", "HF_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "XDG_CONFIG_HOME")
 WRITE_TEMPORARY = """
 import tempfile
 from pathlib import Path
@@ -85,11 +86,18 @@ def read_only(tmp_path):
 
 
 def test_a_read_only_home(corpus, tmp_path, read_only, command):
-    caches = ("XDG_CACHE_HOME", "HF_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "XDG_CONFIG_HOME")
-    env = dict.fromkeys(caches) | {"HOME": read_only}
+    env = dict.fromkeys(CACHES) | {"HOME": read_only}
     out = tmp_path / "dump"
     done = command("format_data", "--src", corpus, "--out", out, env=env, bound=True)
     assert (done.returncode, done.stderr) == (0, "")
+    assert not list(Path(read_only).iterdir())
+
+
+@pytest.mark.faults
+def test_libraries_in_a_read_only_home(corpus, tmp_path, read_only, command):
+    env = dict.fromkeys(CACHES) | {"HOME": read_only}
+    out = tmp_path / "dump"
+    format_data(corpus, out, RATE)
     torch.manual_seed(0)
     HubertModel(HubertConfig(**TINY_SSL)).save_pretrained(tmp_path / "ssl")
     options = (
