@@ -219,8 +219,8 @@ class NonFiniteWatch:
         more = f", ... ({len(last)} in all)" if len(last) > SHOWN else ""
         raise InputError(
             f"{left_out} updates in a row had no finite loss and gradient, the last of the "
-            f"utterances {', '.join(last[:SHOWN])}{more}: {where}; {self.report} lists all: look at this "
-            "audio, lower the learning rate, or allow more (--nonfinite_updates)"
+            f"utterances {', '.join(last[:SHOWN])}{more}: {where}; {self.report} lists all: look at "
+            "this audio, lower the learning rate, or allow more (--nonfinite_updates)"
         )
 
     def _before_forward(self, model: torch.nn.Module, args: tuple, batch: dict[str, Any]) -> None:
@@ -235,9 +235,8 @@ class NonFiniteWatch:
 
     def _after_forward(self, model: torch.nn.Module, _args: tuple, output: Any) -> None:
         if model.training and torch.is_grad_enabled() and self._watching:
-            self._finite = (
-                _loss_of(output).detach().isfinite().all() & self._finite
-            )  # read after the update
+            # A GPU isn't waited for here, but after the update.
+            self._finite = _loss_of(output).detach().isfinite().all() & self._finite
 
     def _after_step(self, *_: object) -> None:
         if self._finite:
