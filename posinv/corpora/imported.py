@@ -270,7 +270,8 @@ def _read_segments(path: Path) -> dict[str, _Piece]:
                 f"{path}: utterance {utt}: '{line}' must be a recording and two times in seconds, "
                 "perhaps followed by a channel's number from 0"
             ) from None
-        if not (0 <= piece.start < piece.end and (math.isinf(piece.end) or piece.end < _LONGEST)):
+        ends = math.isinf(piece.end) or piece.end < _LONGEST
+        if not (0 <= piece.start < min(piece.end, _LONGEST) and ends):
             raise InputError(f"{path}: utterance {utt}: from {start} to {end} s: correct the times")
         pieces[utt] = piece
     return pieces

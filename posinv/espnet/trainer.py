@@ -219,8 +219,8 @@ class NonFiniteWatch:
         more = f", ... ({len(last)} in all)" if len(last) > SHOWN else ""
         raise InputError(
             f"{left_out} updates in a row had no finite loss and gradient, the last of the "
-            f"utterances {', '.join(last[:SHOWN])}{more}: {where}; {self.report} lists all: look at "
-            "this audio, lower the learning rate, or allow more (--nonfinite_updates)"
+            f"utterances {', '.join(last[:SHOWN])}{more}: {where}; {self.report} lists all: look "
+            "at this audio, lower the learning rate, or allow more (--nonfinite_updates)"
         )
 
     def _before_forward(self, model: torch.nn.Module, args: tuple, batch: dict[str, Any]) -> None:

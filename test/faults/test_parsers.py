@@ -117,6 +117,7 @@ NUMBERS = st.one_of(
 @example([("r", "1e308", "1.7e308", "")])
 @example([("r", "0", "1", "0")])
 @example([("r", "0", "1", "-1")])
+@example([("r", "1e308", "-1", "")])
 def test_segments(file, rows):
     lines = [f"u{i} {' '.join(row)}\n" for i, row in enumerate(rows)]
     file.write_text("".join(lines))
