@@ -350,7 +350,7 @@ def make_copy(folder: Path) -> None:
 def try_one(mutation: Mutation, copy: Path) -> tuple[bool, str]:
     """Break the copy, run the tests, mend the copy; return whether they noticed, and how."""
     path = copy / mutation.file
-    source = (ROOT / mutation.file).read_text(encoding="utf-8")
+    source = path.read_text(encoding="utf-8")
     broken = source[: mutation.start] + mutation.new + source[mutation.stop :]
     path.write_text(broken, encoding="utf-8")
     options = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "--tb=line")
