@@ -353,7 +353,7 @@ def try_one(mutation: Mutation, copy: Path) -> tuple[bool, str]:
     source = path.read_text(encoding="utf-8")
     broken = source[: mutation.start] + mutation.new + source[mutation.stop :]
     path.write_text(broken, encoding="utf-8")
-    options = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "--tb=line")
+    options = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "--hypothesis-seed=0")
     env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
