@@ -543,7 +543,7 @@ def test_plan_refuses(inputs):
 
     def refuse(message, *paths, out=inputs / "out", **options):
         with pytest.raises(InputError, match=message):
-            plan_enhancement(paths, out, **options)
+            plan_enhancement(paths, out, allow_pipes=True, **options)
 
     refuse(r"no\.wav: no such file or folder", inputs / "no.wav")
     refuse("would overwrite the source", folder, out=folder)
