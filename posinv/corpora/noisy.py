@@ -139,7 +139,8 @@ def mix_noise(
     refuse_overlap(src, out)
     if copies < 1:
         raise InputError(f"--copies {copies}: at least 1")
-    skipped = read_skipped(src) if on_bad_utt == "skip" else None
+    before = read_skipped(src)
+    skipped = dict(before) if on_bad_utt == "skip" else None
     data = DataDir.read(src, skipped)
     paired = [utt for utt, entry in data.wav.items() if data.spk1[utt] != entry]
     if paired:
@@ -186,7 +187,7 @@ def mix_noise(
             {utt: data.phn[source] for utt, source in jobs.items()},
             {utt: data.utt2spk[source] for utt, source in jobs.items()},
         ).write(fresh)
-        write_skipped(fresh, skipped)
+        write_skipped(fresh, before if skipped is None else skipped)
         rows = [MANIFEST_COLUMNS, *(row for _, _, row in done)]
         lines = "".join("\t".join(row) + "\n" for row in rows)
         (fresh / "manifest.tsv").write_text(lines, encoding="utf-8")

@@ -321,7 +321,8 @@ def format_data(
             or no utterance that is left.
     """
     refuse_overlap(src, out)
-    skipped = read_skipped(src) if on_bad_utt == "skip" else None
+    before = read_skipped(src)
+    skipped = dict(before) if on_bad_utt == "skip" else None
     data = DataDir.read(src, skipped)
     if clean:
         data = replace(data, wav=data.spk1)
@@ -352,7 +353,7 @@ def format_data(
         utts, wavs, spk1s, lengths, digests, scaled = zip(*results, strict=True)
         wav, spk1 = dict(zip(utts, wavs, strict=True)), dict(zip(utts, spk1s, strict=True))
         DataDir(wav, spk1, data.text, data.phn, data.utt2spk).only(utts).write(fresh)
-        write_skipped(fresh, skipped)
+        write_skipped(fresh, before if skipped is None else skipped)
         write_table(fresh / "utt2num_samples", dict(zip(utts, lengths, strict=True)))
         write_table(fresh / "utt2digest", dict(zip(utts, digests, strict=True)))
     return sum(lengths), sum(scaled)
@@ -402,7 +403,7 @@ def read_skipped(directory: Path | str) -> dict[str, str]:
     return read_table(path) if path.exists() else {}
 
 
-def write_skipped(directory: Path, skipped: Mapping[str, str] | None) -> None:
+def write_skipped(directory: Path, skipped: Mapping[str, str]) -> None:
     """Write what :func:`read_skipped` reads, if anything was left out."""
     if skipped:
         write_table(directory / "skipped", skipped)

@@ -100,8 +100,9 @@ def test_what_is_left_out_is_listed(corpus, damaged, tmp_path, kind, nj):
     if "nothing in" not in skipped[utts[0]]:
         assert re.search(KINDS[kind].refused, skipped[utts[0]])
     # what was left out before stays listed
-    format_data(tmp_path / "dump", tmp_path / "again", RATE, on_bad_utt="skip")
-    assert read_skipped(tmp_path / "again") == skipped
+    for on_bad_utt in ("stop", "skip"):
+        format_data(tmp_path / "dump", tmp_path / on_bad_utt, RATE, on_bad_utt=on_bad_utt)
+        assert read_skipped(tmp_path / on_bad_utt) == skipped
 
 
 @pytest.mark.parametrize("kind", [k for k in REFUSED if not KINDS[k].of_utterance and k != BOUND])
