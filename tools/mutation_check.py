@@ -27,6 +27,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 240  # seconds; tests that don't end have noticed
 
+PARSERS = "test/faults/test_parsers.py"
+ALIASES = f"{PARSERS}::test_aliases_that_double_are_refused"
+DAMAGED = "test/faults/test_damaged_corpora.py"
+BABBLE = "test_babble_is_not_made_of_what_is_left_out"
+NUMBERS = "test/faults/test_numbers.py"
+UNTRUSTED = "test/faults/test_untrusted.py"
+
 # For each module, the light test files that should notice.
 TESTS = {
     "losses/functional.py": ("test/posinv/losses/test_functional.py",),
@@ -38,25 +45,22 @@ TESTS = {
     "ssl/upstream.py": ("test/posinv/ssl/test_upstream.py", "test/posinv/ssl/test_exact.py"),
     "augment/speed.py": ("test/posinv/augment/test_augment.py",),
     "augment/pad.py": ("test/posinv/augment/test_augment.py",),
-    "data/audio.py": ("test/posinv/data/test_audio.py", "test/faults/test_damaged_corpora.py"),
-    "data/tables.py": ("test/posinv/data/test_directory.py", "test/faults/test_parsers.py"),
-    "data/directory.py": (
-        "test/posinv/data/test_directory.py",
-        "test/faults/test_damaged_corpora.py",
-    ),
-    "data/files.py": ("test/posinv/data/test_files.py", "test/faults/test_parsers.py"),
+    "data/audio.py": ("test/posinv/data/test_audio.py", DAMAGED),
+    "data/tables.py": (f"{PARSERS}::test_tables", "test/posinv/data/test_directory.py"),
+    "data/directory.py": ("test/posinv/data/test_directory.py", DAMAGED),
+    "data/files.py": ("test/posinv/data/test_files.py", f"{PARSERS}::test_any_yaml", ALIASES),
     "corpora/imported.py": (
         "test/posinv/corpora/test_imported.py",
-        "test/faults/test_parsers.py",
+        f"{PARSERS}::test_segments",
+        f"{PARSERS}::test_channels",
     ),
-    "corpora/lexicon.py": ("test/posinv/corpora/test_lexicon.py", "test/faults/test_parsers.py"),
-    "corpora/noisy.py": ("test/posinv/corpora/test_noisy.py",),
+    "corpora/lexicon.py": ("test/posinv/corpora/test_lexicon.py", f"{PARSERS}::test_lexicons"),
+    "corpora/noisy.py": ("test/posinv/corpora/test_noisy.py", f"{DAMAGED}::{BABBLE}"),
     "corpora/download.py": ("test/posinv/corpora/test_download.py",),
-    "models/nonfinite.py": ("test/faults/test_numbers.py",),
+    "models/nonfinite.py": (f"{NUMBERS}::test_the_first_module_is_named",),
     "scoring/text.py": ("test/posinv/scoring/test_text.py",),
 }
 
-UNTRUSTED = "test/faults/test_untrusted.py"
 # File, what stands there, what takes its place, the test that should fail.
 GUARDS = (
     (
@@ -88,13 +92,13 @@ GUARDS = (
         "posinv/data/files.py",
         "if _values(value) > YAML_VALUES:",
         "if False:",
-        "test/faults/test_parsers.py::test_aliases_that_double_are_refused",
+        ALIASES,
     ),
     (
         "posinv/data/audio.py",
         "    if pipes:\n",
         "    if False:\n",
-        "test/faults/test_damaged_corpora.py::test_commands_are_for_lists_of_ones_own",
+        f"{DAMAGED}::test_commands_are_for_lists_of_ones_own",
     ),
     (
         "posinv/corpora/imported.py",
@@ -178,8 +182,7 @@ GUARDS = (
         "posinv/data/tables.py",
         "if control := CONTROL.search(line):",
         "if control := None:",
-        "test/faults/test_damaged_corpora.py::test_a_damaged_list_is_refused_though_utterances_may_be_"
-        "skipped",
+        f"{DAMAGED}::test_a_damaged_list_is_refused_though_utterances_may_be_skipped",
     ),
     (
         "posinv/inference/hub.py",
