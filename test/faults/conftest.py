@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pytest_configure(config):
-    for name, examples in (("short", 60), ("faults", 3000)):
+    for name, examples in (("short", 60), ("faults", 1000)):
         settings.register_profile(
             name, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck)
         )
