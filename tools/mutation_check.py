@@ -16,13 +16,15 @@ import json
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 240  # seconds; tests that don't end have noticed
@@ -356,23 +358,53 @@ def try_one(mutation: Mutation, copy: Path) -> tuple[bool, str]:
     source = path.read_text(encoding="utf-8")
     broken = source[: mutation.start] + mutation.new + source[mutation.stop :]
     path.write_text(broken, encoding="utf-8")
-    options = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "--hypothesis-seed=0")
-    env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *mutation.tests],
-            cwd=copy, env=env, capture_output=True, text=True, timeout=TIMEOUT,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return True, "the tests do not end"
+        status, output = run_tests(copy, mutation.tests)
     finally:
         path.write_text(source, encoding="utf-8")
-    failed = [x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
-    if done.returncode in (1, 2) and failed:
+    if status is None:
+        return True, "the tests do not end"
+    failed = [x for x in output.splitlines() if x.startswith(("FAILED", "ERROR"))]
+    if status in (1, 2) and failed:
         return True, failed[0].split(" - ")[0].partition(" ")[2].rpartition("/")[2]
-    if done.returncode == 0:
-        return False, ""
-    return True, f"pytest's exit status {done.returncode}"
+    return (False, "") if status == 0 else (True, f"pytest's exit status {status}")
+
+
+def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int | None, str]:
+    """Return pytest's exit status, None if it doesn't end, and its output.
+
+    The tests run in a fork of this process, which has imported what takes longest, but not posinv.
+    """
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    assert "posinv" not in sys.modules
+    with tempfile.TemporaryFile("w+") as output:
+        pid = os.fork()
+        if not pid:
+            os.setsid()  # with what the tests start
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            os.chdir(copy)
+            os.environ["PYTHONPATH"] = str(copy)
+            sys.path.insert(0, str(copy))
+            sys.dont_write_bytecode = True
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "--hypothesis-seed=0"]
+            status = 70
+            try:
+                status = int(pytest.main([*options, *tests]))
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        deadline = time.monotonic() + TIMEOUT
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return None, ""
+            time.sleep(0.1)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(ended[1]), output.read()
 
 
 def check_whole(copy: Path, tests: Sequence[str]) -> None:
