@@ -15,14 +15,16 @@ FORK_ENVIRONMENT = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the further recipes, too")
+    parser.addoption("--faults", action="store_true", help="run the long form of test/faults, too")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--full"):
-        skip = pytest.mark.skip(reason="a further recipe: test/run.sh --full runs it")
-        for item in items:
-            if "full" in item.keywords:
-                item.add_marker(skip)
+    for mark, what in (("full", "a further recipe"), ("faults", "long")):
+        if not config.getoption(f"--{mark}"):
+            skip = pytest.mark.skip(reason=f"{what}: test/run.sh --{mark} runs it")
+            for item in items:
+                if item.get_closest_marker(mark):
+                    item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

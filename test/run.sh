@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The lint, then all tests. Arguments go to pytest.
+# The lint, then all tests. Arguments go to pytest: --full, --faults, files.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

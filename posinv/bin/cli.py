@@ -1,15 +1,18 @@
 """What posinv's commands share: how they end, and the options that several take."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from posinv.errors import InputError
 from posinv.report.results import provenance, write_results
+from posinv.report.skipped import left_out
 
 
 def run(main: Callable[[], object]) -> None:
@@ -21,12 +24,29 @@ def run(main: Callable[[], object]) -> None:
     """
     _exit_on_sigterm()
     try:
+        if sys.getfilesystemencoding() != "utf-8":
+            raise InputError(
+                f"the locale's encoding is {sys.getfilesystemencoding()}, in which not every "
+                "utterance can be named: set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+            )
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
+        if not isinstance(error, InputError) and error.errno not in _PLACES:
+            raise
         command = sys.argv[0].rsplit("/", 1)[-1].removesuffix(".py")
-        message = " ".join(str(error).split())
-        print(f"{command}: error: {message}", file=sys.stderr)
+        print(f"{command}: error: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+# What is wrong with a place that a command writes to, not with the command
+_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _one_line(error: InputError | OSError) -> str:
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    place = error.filename or tempfile.gettempdir()
+    return f"{place}: {error.strerror}: make room or get leave there, or choose another place"
 
 
 @cache
@@ -84,13 +104,15 @@ def results_parser(description: str | None, experiments: str) -> argparse.Argume
     add("--command", required=True, help="what made the results, to be noted")
     add("--title", default="Results", help="heading, if the file is a new one")
     add("--published", type=Path, help="YAML list of published figures, to stand beside ours")
+    add("--dump", type=Path, help="formatted data; utterances that were left out are counted")
     add("--qbe_sets", type=names, default=[], help="test sets of query-by-example search: 'A B'")
     return parser
 
 
 def publish(tables: str, args: argparse.Namespace) -> None:
     """Print tables and where they come from, and write both where :func:`results_parser` says."""
-    body = f"{tables}\n{provenance(args.command)}"
+    skipped = left_out(args.dump) if args.dump else ""
+    body = "\n".join(part for part in (tables, skipped, provenance(args.command)) if part)
     print(body, end="")
     write_results(args.out, args.title, body)
 

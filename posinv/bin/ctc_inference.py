@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from posinv.bin.cli import command_parser, run
 from posinv.data.audio import SAMPLING_RATE, read_audio
+from posinv.data.checkpoint import read_checkpoint
+from posinv.data.device import pick_device
 from posinv.data.tables import read_table, write_table
 from posinv.errors import InputError
 from posinv.espnet.tasks.asr import ASRTask
@@ -35,6 +37,7 @@ class Head:
         for path in (directory / "config.yaml", directory / checkpoint):
             if not path.is_file():
                 raise InputError(f"--heads {directory}: no {path.name}; was its training run?")
+        read_checkpoint(directory / checkpoint)  # ESPnet may load more than tensors
         self.model, args = ASRTask.build_model_from_file(
             str(directory / "config.yaml"), str(directory / checkpoint), device
         )
@@ -79,7 +82,7 @@ def main() -> None:
         parser.error(f"{len(args.heads)} heads and {len(args.out)} files for --out")
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
 
-    device = "cuda" if args.ngpu else "cpu"
+    device = pick_device(args.ngpu)
     heads = [Head(directory, args.checkpoint, device) for directory in args.heads]
     entries = list(read_table(args.wav_scp).items())
     texts: list[dict[str, str]] = [{} for _ in heads]

@@ -11,9 +11,12 @@ def main() -> None:
     """Run the command."""
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--url", required=True, help="http, https or file address")
+    add("--url", required=True, help="https or file address")
     add("--out", type=Path, required=True, help="file to write; kept if it is there and right")
-    add("--checksum", help="md5:<hex digits>, or sha256:<the first 8 or more>, of the file")
+    add(
+        "--checksum",
+        help="md5:<hex digits>, or sha256:<the first 8 or more>, of the file; or 'unverified'",
+    )
     add("--extract", type=Path, help="unpack the file, .tar.gz, .tgz, .tar or .zip, in this folder")
     add(
         "--needed_gb",

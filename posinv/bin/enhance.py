@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from posinv.bin.cli import command_parser, run
 from posinv.data.audio import SAMPLING_RATE
+from posinv.data.device import pick_device
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import write_table
 from posinv.errors import InputError
@@ -55,6 +56,11 @@ def main() -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     group.add_argument("--skip_existing", action="store_true", help="keep existing outputs")
+    add(
+        "--allow_pipes",
+        action="store_true",
+        help="run the commands in lists; without it, they are named and refused",
+    )
     add("--stream", action="store_true", help="enhance raw PCM from standard input to output")
     add(
         "--level",
@@ -83,7 +89,7 @@ def _stream(args: argparse.Namespace) -> None:
     # What libraries print must not get among the samples.
     sink = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    enhancer = Enhancer(args.model, args.checkpoint, _device(args), dry=args.dry)
+    enhancer = Enhancer(args.model, args.checkpoint, pick_device(args.ngpu), dry=args.dry)
     stream = enhancer.stream(args.level)
     logging.info("latency of %.1f ms", 1000 * stream.latency / SAMPLING_RATE)
     with sink, os.fdopen(os.dup(0), "rb", buffering=0) as source:
@@ -94,10 +100,6 @@ def _stream(args: argparse.Namespace) -> None:
     )
 
 
-def _device(args: argparse.Namespace) -> str:
-    return "cuda" if args.ngpu else "cpu"
-
-
 def _enhance_files(args: argparse.Namespace) -> None:
     if not args.inputs or args.out is None:
         raise InputError("give INPUT and --out, or --stream")
@@ -106,13 +108,13 @@ def _enhance_files(args: argparse.Namespace) -> None:
     if args.nj > 1 and args.ngpu:
         raise InputError(f"--nj {args.nj} --ngpu 1: one process uses a GPU: leave one of them out")
     existing: Existing = "keep" if args.skip_existing else "replace" if args.overwrite else "refuse"
-    jobs, wrong = plan_enhancement(args.inputs, args.out, args.format, existing)
+    jobs, wrong = plan_enhancement(args.inputs, args.out, args.format, existing, args.allow_pipes)
     kept = [job for job in jobs if job.exists]
     todo = [job for job in jobs if not job.exists]
     if args.nj > 1:
         torch.set_num_threads(1)  # also since torch's threads do not survive the fork
     enhancer = Enhancer(
-        args.model, args.checkpoint, _device(args), args.segment, args.overlap, args.dry
+        args.model, args.checkpoint, pick_device(args.ngpu), args.segment, args.overlap, args.dry
     )
     seconds = 0.0
     done = list(kept)

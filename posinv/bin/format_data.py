@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from posinv.bin.cli import command_parser, run
-from posinv.data.directory import format_data
+from posinv.data.directory import format_data, read_skipped
 
 
 def main() -> None:
@@ -20,11 +20,26 @@ def main() -> None:
     parser.add_argument(
         "--min_samples", type=int, help="shortest utterance (one frame of 25 ms unless given)"
     )
+    parser.add_argument(
+        "--on_bad_utt",
+        choices=("stop", "skip"),
+        default="stop",
+        help="a bad utterance is an error, or is left out and listed in OUT/skipped",
+    )
+    parser.add_argument(
+        "--align",
+        nargs="+",
+        choices=("phn", "char", "word"),
+        default=(),
+        help="kinds of tokens in which CTC must be able to align each transcript",
+    )
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
     samples, scaled = format_data(**vars(args))
     note = f"; {scaled} utterances scaled to a peak of 1 after resampling" if scaled else ""
     print(f"{args.out}: {samples / args.sampling_rate / 60:.1f} minutes{note}")
+    if skipped := read_skipped(args.out):
+        print(f"{args.out}: {len(skipped)} utterances left out: {args.out / 'skipped'} says why")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ def main() -> None:
         default=MAX_OVERSHOOT,
         help="seconds by which a segment or supervision may end after its recording",
     )
+    add(
+        "--allow_pipes",
+        action="store_true",
+        help="run commands that stand in place of audio; without it, they are named and refused",
+    )
     add("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
     lexicon = Lexicon.read(args.lexicon, args.g2p) if args.lexicon else None
@@ -38,6 +43,7 @@ def main() -> None:
         wav_root=args.wav_root,
         channel=args.channel,
         max_overshoot=args.max_overshoot,
+        allow_pipes=args.allow_pipes,
         nj=args.nj,
     )
     print(made)

@@ -18,6 +18,12 @@ def main() -> None:
     add("--babble_src", type=Path, help="data directory that babble is made of")
     add("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
     add("--resample", action="store_true", help="resample speech of other rates")
+    add(
+        "--on_bad_utt",
+        choices=("stop", "skip"),
+        default="stop",
+        help="bad speech for babble is an error, or is not drawn",
+    )
     add("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
     count = write_noise(
@@ -29,6 +35,7 @@ def main() -> None:
         args.nj,
         args.sampling_rate,
         args.resample,
+        args.on_bad_utt,
     )
     print(f"{args.out}: {count} noise recordings")
 

@@ -8,6 +8,7 @@ import torch
 
 from posinv.bin.cli import command_parser, run
 from posinv.data.audio import SAMPLING_RATE, read_audio
+from posinv.data.device import pick_device
 from posinv.data.files import write_atomic
 from posinv.data.tables import read_table
 from posinv.losses.functional import effective_rank, frame_distance
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
-    device = "cuda" if args.ngpu else "cpu"
+    device = pick_device(args.ngpu)
     upstream = SSLUpstream(args.ssl).to(device)
     measures: dict[str, list[float]] = {"frame_distance": [], "effective_rank": []}
     for entry in read_table(args.wav_scp).values():

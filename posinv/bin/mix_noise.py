@@ -24,6 +24,12 @@ def main() -> None:
     add("--copies", type=int, default=1, help="noisy copies of each utterance")
     add("--sampling_rate", type=int, default=16000, help="of all audio, in Hz")
     add("--resample", action="store_true", help="resample speech and recordings of other rates")
+    add(
+        "--on_bad_utt",
+        choices=("stop", "skip"),
+        default="stop",
+        help="bad clean speech is an error, or is left out and listed in OUT/skipped",
+    )
     add("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
     mixing = Mixing(
@@ -38,7 +44,7 @@ def main() -> None:
         sampling_rate=args.sampling_rate,
         resample=args.resample,
     )
-    count = mix_noise(args.src, args.out, mixing, args.copies, args.nj)
+    count = mix_noise(args.src, args.out, mixing, args.copies, args.nj, args.on_bad_utt)
     print(f"{args.out}: {count} utterances")
 
 

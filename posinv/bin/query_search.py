@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from posinv.bin.cli import command_parser, run
-from posinv.data.audio import SAMPLING_RATE, read_audio
+from posinv.data.audio import SAMPLING_RATE, read_audio, refuse_pipes
+from posinv.data.device import pick_device
 from posinv.data.files import write_atomic
 from posinv.data.tables import read_table
 from posinv.errors import InputError
@@ -43,6 +44,11 @@ def main() -> None:
         default=True,
         help="bring each dimension to mean 0 and variance 1 over queries and documents",
     )
+    add(
+        "--allow_pipes",
+        action="store_true",
+        help="run the commands in lists; without it, they are named and refused",
+    )
     add("--ngpu", type=int, default=0, choices=(0, 1), help="0: CPU, 1: GPU, for the features")
     add("--nj", type=int, default=1, help="number of processes of the search")
     add(
@@ -55,13 +61,17 @@ def main() -> None:
     args = parser.parse_args()
     if (args.enh_config is None) != (args.enh_model is None):
         raise InputError("--enh_config and --enh_model: both are needed, or neither")
+    tables = [read_table(scp) for scp in (args.queries, args.documents)]
+    if not args.allow_pipes:
+        for table, scp in zip(tables, (args.queries, args.documents), strict=True):
+            refuse_pipes(table, scp)
     encode = encoder(args)
     queries, documents = (
         {
             name: encode(entry, f"{scp}: {name}")
-            for name, entry in tqdm(read_table(scp).items(), desc=scp.name, unit="utterance")
+            for name, entry in tqdm(table.items(), desc=scp.name, unit="utterance")
         }
-        for scp in (args.queries, args.documents)
+        for table, scp in zip(tables, (args.queries, args.documents), strict=True)
     )
     results, rows = score_search(
         queries,
@@ -81,7 +91,7 @@ def main() -> None:
 
 def encoder(args: argparse.Namespace) -> Callable[[str, str], np.ndarray]:
     """Return a function from an entry of a wav.scp, and its name for messages, to (F, D)."""
-    device = "cuda" if args.ngpu else "cpu"
+    device = pick_device(args.ngpu)
     compute: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     if args.enh_config:
         from posinv.espnet.frontends import EnhSSLFrontend  # imports ESPnet, which takes seconds

@@ -17,7 +17,11 @@ def read_options(path: Path) -> dict[str, str]:
     options = read_yaml(path, "--config")
     if not isinstance(options, dict):
         raise InputError(f"--config {path}: must be a mapping of option names to values")
-    return {str(name): _as_shell(path, name, value) for name, value in options.items()}
+    texts = {str(name): _as_shell(path, name, value) for name, value in options.items()}
+    for name, text in texts.items():
+        if "\0" in name + text:  # it would end the name or value
+            raise InputError(f"--config {path}: {name!a}: a null character: remove it")
+    return texts
 
 
 def _as_shell(path: Path, name: str, value: object) -> str:

@@ -14,11 +14,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from http.client import HTTPException, HTTPResponse, InvalidURL
+from http.client import HTTPException, HTTPMessage, HTTPResponse, InvalidURL
+from ipaddress import ip_address
 from pathlib import Path, PurePosixPath
 from ssl import SSLCertVerificationError
+from typing import IO
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -30,7 +33,11 @@ from posinv.errors import InputError
 
 TIMEOUT = 60.0  # seconds to wait for an answer, or for more of a file
 WAITS = (1.0, 3.0, 9.0)  # seconds before new attempts; an attempt that got more starts them anew
+UNVERIFIED = "unverified"  # in place of a checksum that nobody has published
 UNPACKED = 1.25  # unpacked, an archive of audio takes at most this many times its own size
+
+MAX_RATIO = 50  # of what an archive holds to its own size, beyond MIN_BOMB
+MIN_BOMB = 10**9  # bytes
 
 _GB = 10**9
 _CHUNK = 1 << 18
@@ -55,10 +62,11 @@ def download(
     and the others wait.
 
     Args:
-        url: http, https or file address.
+        url: https or file address; http of this machine alone.
         out: the file to write; its folder is made.
         checksum: ``md5:`` or ``sha256:`` and hexadecimal digits, of SHA-256 the first 8 or more,
-            as in the names of torch.hub's files; without one, a file that is there is right.
+            as in the names of torch.hub's files; without one, a file that is there is right. Of the
+            network, a file needs one, or :data:`UNVERIFIED`.
         needed_gb: space in GB (10^9 bytes) that must be free beside the file's own; default
             none, or 1.25 times the file's with ``unpack_to``.
         unpack_to: folder whose disk must have that space; default: that of ``out``.
@@ -67,14 +75,21 @@ def download(
         False if the file was there already.
 
     Raises:
-        InputError: the server has no such file or doesn't answer after a few attempts; too little
+        InputError: an address without encryption, or that the server leads on to one; no checksum;
+            the server has no such file or doesn't answer after a few attempts; too little
             space; a wrong checksum, of what was there, which stays, or of what came, which goes.
     """
     out = Path(out)
+    _require_safe(url)
+    if checksum == UNVERIFIED:
+        checksum = None
+    elif checksum is None and not _is_local(url):
+        raise InputError(
+            f"{url}: no checksum: give what is published (--checksum sha256:... or md5:...), or, "
+            f"if there is none, --checksum {UNVERIFIED}"
+        )
     if checksum and not _CHECKSUM.fullmatch(checksum):
         raise InputError(f"checksum {checksum}: must be md5: or sha256: and its hex digits")
-    if not re.fullmatch(r"(https?|file)://[!-~]+", url):
-        raise InputError(f"{url}: must begin with http://, https:// or file://, and be %-encoded")
     ok = out.with_name(f"{out.name}.ok")
     with _locked(out):
         if out.exists():
@@ -93,6 +108,44 @@ def download(
         partial.path.replace(out)
         partial.discard()
     return True
+
+
+def _is_local(url: str) -> bool:
+    """Whether an address is of this machine: a file, or a server on a loopback address."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    if parts.scheme == "file" or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _require_safe(url: str) -> None:
+    if not re.fullmatch(r"(https?|file)://[!-~]+", url):
+        raise InputError(f"{url}: must begin with https:// or file://, and be %-encoded")
+    if url.startswith("http:") and not _is_local(url):
+        raise InputError(
+            f"{url}: not encrypted, so anyone on the way can change it: give its https address"
+        )
+
+
+class _SafeRedirects(HTTPRedirectHandler):
+    """Follows a server to another address, but not to http or from the network to this machine."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        _require_safe(newurl)
+        if newurl.startswith("file:") or (_is_local(newurl) and not _is_local(req.full_url)):
+            raise InputError(
+                f"{req.full_url}: leads to {newurl}, an address of this machine: refused"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_open_url = build_opener(_SafeRedirects).open
 
 
 def _other_digest(path: Path, checksum: str, ok: Path) -> str | None:
@@ -270,7 +323,7 @@ class _Partial:
             request.add_header("Range", f"bytes={start}-")
             request.add_header("If-Range", version.validator)
         try:
-            return urlopen(request, timeout=TIMEOUT)
+            return _open_url(request, timeout=TIMEOUT)
         except HTTPError as error:
             if error.code == 416:  # it has no more bytes than we have
                 raise self._changed() from error
@@ -332,7 +385,8 @@ def extract(archive: Path | str, directory: Path | str, needed_gb: float | None 
 
     Raises:
         InputError: not an archive of these kinds, or a broken one; a member that would be
-            written outside the folder, or a link that leads there; too little space.
+            written outside the folder, or a link that leads there; one that holds more than
+            :data:`MAX_RATIO` times its size; too little space.
     """
     archive, directory = Path(archive), Path(directory)
     check_archive_name(archive)
@@ -389,6 +443,7 @@ def _extracted_file(archive: Path, directory: Path) -> Path:
 def _unpack(archive: Path, fresh: Path, needed_gb: float | None) -> list[str]:
     # Returns the upper two levels of what it holds.
     names: set[str] = set()
+    size, held = archive.stat().st_size, 0  # bytes, and bytes unpacked
 
     def check(name: str) -> None:
         path = PurePosixPath(name)
@@ -398,17 +453,27 @@ def _unpack(archive: Path, fresh: Path, needed_gb: float | None) -> list[str]:
 
     def accept(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
         check(member.name)
+        hold(member.size)
         return tarfile.data_filter(member, path)
 
-    size = archive.stat().st_size
+    def hold(content: int) -> None:
+        nonlocal held
+        held += content
+        if held > max(MIN_BOMB, MAX_RATIO * size):
+            raise InputError(
+                f"{archive}: {size / _GB:.3f} GB that hold more than {held / _GB:.1f} GB, which "
+                "looks like a bomb: nothing was unpacked; if you trust it, unpack it yourself"
+            )
+        _require_space(str(archive), [(fresh, float(content))])
+
     with _progress(archive.name, size) as bar, archive.open("rb") as file:
         source = CallbackIOWrapper(bar.update, file)
         if archive.suffix == ".zip":
             with zipfile.ZipFile(source) as zipped:
                 members = zipped.infolist()
-                _require_space(str(archive), [(fresh, sum(m.file_size for m in members))])
                 for member in members:
                     check(member.filename)
+                hold(sum(member.file_size for member in members))
                 zipped.extractall(fresh)
         else:
             taken = UNPACKED * size if needed_gb is None else needed_gb * _GB

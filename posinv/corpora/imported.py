@@ -8,13 +8,14 @@ rate; only one piece is in memory at a time.
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posinv.corpora.lexicon import Lexicon
 from posinv.corpora.prepared import Contents, Prepared
-from posinv.data.audio import open_recording, write_audio
+from posinv.data.audio import open_recording, refuse_pipes, write_audio
 from posinv.data.directory import DataDir, refuse_overlap
 from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # Segments often end a little after their recording, by rounding or by a frame of alignment.
 # Lhotse's import of Kaldi directories allows as much.
 MAX_OVERSHOOT = 0.1  # seconds
+_LONGEST = 1e7  # seconds of a recording
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def import_kaldi(
     wav_root: Path | str = ".",
     channel: int | None = None,
     max_overshoot: float = MAX_OVERSHOOT,
+    allow_pipes: bool = False,
     nj: int = 1,
 ) -> Prepared:
     """Make a data directory of a Kaldi directory.
@@ -70,19 +73,27 @@ def import_kaldi(
             several channels are refused.
         max_overshoot: seconds by which a segment may end after its recording. It is cut at the
             recording's end, and counted in the notes.
+        allow_pipes: run the commands in ``wav.scp`` and ``spk1.scp`` instead of refusing them.
         nj: number of processes.
 
     Raises:
-        InputError: as :meth:`~posinv.data.directory.DataDir.read`; a segment of no recording, or
-            one that ends too late; no ``phn`` and no lexicon, or a word that it lacks.
+        InputError: as :meth:`~posinv.data.directory.DataDir.read`; commands without
+            ``allow_pipes``; a segment of no recording, or one that ends too late; no ``phn`` and no
+            lexicon, or a word that it lacks.
     """
     src, out = Path(src), Path(out)
     refuse_overlap(src, out)
     if not src.is_dir():
         raise InputError(f"{src}: no such Kaldi directory: correct its path")
-    audio = {"wav": _rooted(read_table(src / "wav.scp"), wav_root)}
-    if (src / "spk1.scp").exists():
-        audio["spk1"] = _rooted(read_table(src / "spk1.scp"), wav_root)
+    audio = {}
+    for kind in ("wav", "spk1"):
+        path = src / f"{kind}.scp"
+        if kind == "spk1" and not path.exists():
+            continue
+        entries = read_table(path)
+        if not allow_pipes:
+            refuse_pipes(entries, path)
+        audio[kind] = _rooted(entries, wav_root)
     text, utt2spk = (read_table(src / name) for name in ("text", "utt2spk"))
     channels = _read_channels(src / "reco2file_and_channel")
     segments = None
@@ -138,6 +149,7 @@ def import_cuts(
     wav_root: Path | str = ".",
     channel: int | None = None,
     max_overshoot: float = MAX_OVERSHOOT,
+    allow_pipes: bool = False,
     nj: int = 1,
 ) -> Prepared:
     """Make a data directory of Lhotse's cuts (``cuts.jsonl.gz``): one utterance a supervision.
@@ -153,11 +165,13 @@ def import_cuts(
         channel: which channel of a ``MultiCut``, 1 for the first, 0 for their mean. Without it,
             they are refused. A ``MonoCut`` has its own.
         max_overshoot: as :func:`import_kaldi`, of a supervision and its cut.
+        allow_pipes: run the commands that recordings name as their audio instead of refusing them.
         nj: number of processes.
 
     Raises:
-        InputError: no lhotse; no cuts, or others than ``MonoCut`` and ``MultiCut``; a channel that
-            a ``MultiCut`` hasn't; a cut without supervisions; a supervision without text or beyond
+        InputError: no lhotse; no cuts, or others than ``MonoCut`` and ``MultiCut``; audio at an
+            address of the network, or from a command without ``allow_pipes``; a channel that a
+            ``MultiCut`` hasn't; a cut without supervisions; a supervision without text or beyond
             its cut, or whose id is there twice; no lexicon, or
             a word that it lacks; audio that can't be read.
     """
@@ -167,14 +181,19 @@ def import_cuts(
     text: dict[str, str] = {}
     utt2spk: dict[str, str] = {}
     for cut in _read_cuts(src):
-        for supervision in _supervisions(cut, src, channel, max_overshoot):
-            utt = supervision.id
-            if utt in text:
-                raise InputError(f"{src}: supervision {utt} is there twice: rename one")
-            text[utt] = " ".join((supervision.text or "").split())
-            utt2spk[utt] = supervision.speaker or utt
-            if not text[utt]:
-                raise InputError(f"{src}: supervision {utt}: no text: leave it out of the cuts")
+        with _reading(cut, src):
+            if not allow_pipes:
+                refuse_pipes(_commands(cut), src)
+            for supervision in _supervisions(cut, src, channel, max_overshoot):
+                utt = supervision.id
+                if utt in text:
+                    raise InputError(f"{src}: supervision {utt} is there twice: rename one")
+                text[utt] = " ".join((supervision.text or "").split())
+                utt2spk[utt] = supervision.speaker or utt
+                if not text[utt]:
+                    raise InputError(f"{src}: supervision {utt}: no text: leave it out of the cuts")
+                if not (isinstance(utt, str) and isinstance(utt2spk[utt], str)):
+                    raise TypeError(f"id {utt!r} or speaker {utt2spk[utt]!r} is no text")
     if not text:
         raise InputError(f"{src}: no cuts in it: make them anew (lhotse cut simple ...)")
     phn = _phonemes(text, lexicon, src)
@@ -183,6 +202,10 @@ def import_cuts(
         (fresh / "audio").mkdir()
 
         def save(cut: "MonoCut | MultiCut") -> int:
+            with _reading(cut, src):
+                return save_pieces(cut)
+
+        def save_pieces(cut: "MonoCut | MultiCut") -> int:
             cut = cut.with_recording_path_prefix(wav_root)
             shortened = 0
             for supervision in _supervisions(cut, src, channel, max_overshoot):
@@ -222,7 +245,7 @@ def _read_channels(path: Path) -> dict[str, int]:
     channels = {}
     for recording, line in read_table(path).items() if path.exists() else ():
         name = line.split()[-1]
-        if name.isdecimal():
+        if name.isascii() and name.isdecimal() and 0 < int(name) < 1000:
             channels[recording] = int(name)
         elif len(name) == 1 and "A" <= name <= "Z":
             channels[recording] = ord(name) - ord("A") + 1
@@ -238,6 +261,8 @@ def _read_segments(path: Path) -> dict[str, _Piece]:
             recording, start, end, *rest = line.split()
             channels: list[int | None] = [int(number) + 1 for number in rest] or [None]
             [channel] = channels
+            if channel is not None and channel < 1:
+                raise ValueError
             end_s = math.inf if float(end) < 0 else float(end)
             piece = _Piece(recording, float(start), end_s, channel)
         except ValueError:
@@ -245,7 +270,8 @@ def _read_segments(path: Path) -> dict[str, _Piece]:
                 f"{path}: utterance {utt}: '{line}' must be a recording and two times in seconds, "
                 "perhaps followed by a channel's number from 0"
             ) from None
-        if not 0 <= piece.start < piece.end:
+        ends = math.isinf(piece.end) or piece.end < _LONGEST
+        if not (0 <= piece.start < min(piece.end, _LONGEST) and ends):
             raise InputError(f"{path}: utterance {utt}: from {start} to {end} s: correct the times")
         pieces[utt] = piece
     return pieces
@@ -294,6 +320,20 @@ def _cut_out(
     return shortened
 
 
+@contextmanager
+def _reading(cut: "Cut", src: Path) -> Iterator[None]:
+    """Name a cut whose values are of other types than a manifest's, which lhotse doesn't check."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{src}: cut {getattr(cut, 'id', '')}: not what cuts are ({type(error).__name__}: "
+            f"{error}): make the manifest anew"
+        ) from error
+
+
 def _read_cuts(src: Path) -> Iterator["Cut"]:
     try:
         from lhotse import CutSet
@@ -307,6 +347,13 @@ def _read_cuts(src: Path) -> Iterator["Cut"]:
         raise InputError(
             f"{src}: not a manifest of cuts ({type(error).__name__}: {error}): give a cuts.jsonl.gz"
         ) from error
+
+
+def _commands(cut: "Cut") -> dict[str, str]:
+    """Return the commands that a cut's audio comes from, as a ``wav.scp`` has them."""
+    sources = getattr(getattr(cut, "recording", None), "sources", ())
+    commands = [f"{source.source} |" for source in sources if source.type == "command"]
+    return dict.fromkeys([cut.id], "; ".join(commands)) if commands else {}
 
 
 def _supervisions(
@@ -337,6 +384,12 @@ def _supervisions(
             raise InputError(
                 f"{src}: MultiCut {cut.id}: no channel {channel}: it has {channels} (0 is their "
                 "mean)"
+            )
+    for source in getattr(cut.recording, "sources", ()) if cut.has_recording else ():
+        if source.type not in ("file", "command", "memory"):
+            raise InputError(
+                f"{src}: cut {cut.id}: audio of type '{source.type}', which is not read: download "
+                "it, and name files in the manifest"
             )
     if not cut.supervisions or not cut.has_recording:
         what = "recording" if cut.supervisions else "supervision"

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from posinv.corpora.g2p import G2P
+from posinv.data.files import read_text
 from posinv.errors import InputError
 
 SHOWN = 50  # words in a message
@@ -149,12 +150,7 @@ class Lexicon:
 
 
 def _read(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}: name a pronunciation lexicon") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason}): convert it") from error
+    lines = read_text(path, "name a pronunciation lexicon").split("\n")
     for number, line in enumerate(lines, 1):
         word, *phonemes = line.split(" #")[0].split() or [""]
         if not word or word.startswith(";;;"):

@@ -16,7 +16,15 @@ import soxr
 from posinv.augment.draws import generator
 from posinv.augment.noise import FADE_SECONDS, NOISES, _unit, excerpt
 from posinv.data.audio import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES, read_audio, write_audio
-from posinv.data.directory import DataDir, refuse_overlap
+from posinv.data.directory import (
+    DataDir,
+    OnBadUtt,
+    read_skipped,
+    refuse_overlap,
+    skip_bad,
+    skippable,
+    write_skipped,
+)
 from posinv.data.files import atomic_folder
 from posinv.data.parallel import map_parallel
 from posinv.data.tables import write_table
@@ -97,7 +105,12 @@ def _check_types(noise_types: Sequence[str], known: Sequence[str], babble: Path 
 
 
 def mix_noise(
-    src: Path | str, out: Path | str, mixing: Mixing, copies: int = 1, nj: int = 1
+    src: Path | str,
+    out: Path | str,
+    mixing: Mixing,
+    copies: int = 1,
+    nj: int = 1,
+    on_bad_utt: OnBadUtt = "stop",
 ) -> int:
     """Write a noisy copy of a clean data directory.
 
@@ -113,6 +126,7 @@ def mix_noise(
         mixing: what to draw from.
         copies: number of noisy copies of each utterance.
         nj: number of processes.
+        on_bad_utt: as :func:`posinv.data.directory.format_data`, of clean speech.
 
     Returns:
         The number of utterances written.
@@ -125,7 +139,9 @@ def mix_noise(
     refuse_overlap(src, out)
     if copies < 1:
         raise InputError(f"--copies {copies}: at least 1")
-    data = DataDir.read(src)
+    before = read_skipped(src)
+    skipped = dict(before) if on_bad_utt == "skip" else None
+    data = DataDir.read(src, skipped)
     paired = [utt for utt, entry in data.wav.items() if data.spk1[utt] != entry]
     if paired:
         raise InputError(
@@ -134,15 +150,20 @@ def mix_noise(
             "such pairs as they are; to mix noise into clean speech, list that in wav.scp"
         )
     noises = _Noises(
-        mixing.noise_types, mixing.babble, mixing.recorded, mixing.sampling_rate, mixing.resample
+        mixing.noise_types,
+        mixing.babble,
+        mixing.recorded,
+        mixing.sampling_rate,
+        mixing.resample,
+        on_bad_utt,
     )
     out = Path(out)
     tags = [mixing.tag if copy == 1 else f"{mixing.tag}{copy}" for copy in range(1, copies + 1)]
     with atomic_folder(out, replaces="wav.scp") as fresh:
         (fresh / "audio").mkdir()
 
-        def mix(job: tuple[str, str]) -> tuple[str, str, tuple[str, ...]]:
-            source, utt = job
+        def mix(utt: str) -> tuple[str, str, tuple[str, ...]]:
+            source = jobs[utt]
             entry = data.wav[source]
             try:
                 clean, noisy, row = _mix(utt, entry, data.utt2spk[source], source, mixing, noises)
@@ -157,7 +178,8 @@ def mix_noise(
         jobs = {f"{source}-{tag}": source for source in data.wav for tag in tags}
         if clash := jobs.keys() & data.wav.keys():
             raise InputError(f"--tag {mixing.tag}: {min(clash)} is an utterance of {src} already")
-        done = list(map_parallel(mix, [(jobs[utt], utt) for utt in sorted(jobs)], nj))
+        done = skip_bad(map_parallel(skippable(mix, skipped), sorted(jobs), nj), skipped, src)
+        jobs = {utt: jobs[utt] for utt, _, _ in done}
         DataDir(
             {utt: str(out / "audio" / f"{utt}.flac") for utt in jobs},
             {utt: entry for utt, entry, _ in done},
@@ -165,6 +187,7 @@ def mix_noise(
             {utt: data.phn[source] for utt, source in jobs.items()},
             {utt: data.utt2spk[source] for utt, source in jobs.items()},
         ).write(fresh)
+        write_skipped(fresh, before if skipped is None else skipped)
         rows = [MANIFEST_COLUMNS, *(row for _, _, row in done)]
         lines = "".join("\t".join(row) + "\n" for row in rows)
         (fresh / "manifest.tsv").write_text(lines, encoding="utf-8")
@@ -215,6 +238,7 @@ def write_noise(
     nj: int = 1,
     sampling_rate: int = 16000,
     resample: bool = False,
+    on_bad_utt: OnBadUtt = "stop",
 ) -> int:
     """Write a folder of synthetic noise recordings, one FLAC file a type, listed in ``wav.scp``.
 
@@ -227,6 +251,7 @@ def write_noise(
         nj: number of processes.
         sampling_rate: of everything, in Hz.
         resample: resample speech of other rates instead of refusing it.
+        on_bad_utt: ``"skip"``: draw babble from the utterances that can be read.
 
     Returns:
         The number of recordings written. Their RMS is 0.1, or what a peak of 0.99 leaves.
@@ -243,7 +268,7 @@ def write_noise(
     if babble:
         refuse_overlap(babble, out)
     out = Path(out)
-    noises = _Noises(noise_types, babble, (), sampling_rate, resample)
+    noises = _Noises(noise_types, babble, (), sampling_rate, resample, on_bad_utt)
     with atomic_folder(out, replaces="wav.scp") as fresh:
 
         def record(noise_type: str) -> None:
@@ -272,10 +297,14 @@ class _Noises:
         recorded: Sequence[Path],
         rate: int,
         resample: bool,
+        on_bad_utt: OnBadUtt,
     ):
         self.rate, self.resample = rate, resample
+        self.skip = on_bad_utt == "skip"
         self.fade = round(FADE_SECONDS * rate)
-        self.talk = DataDir.read(babble) if babble and "babble" in noise_types else None
+        self.talk = None
+        if babble and "babble" in noise_types:
+            self.talk = DataDir.read(babble, {} if self.skip else None)
         self.recordings = _audio_files(recorded) if "recorded" in noise_types else ()
 
     def draw(
@@ -297,13 +326,25 @@ class _Noises:
         entries, speakers = self.talk.spk1, self.talk.utt2spk
         others = [utt for utt in speakers if speakers[utt] != speaker]
         others = others or [utt for utt in entries if utt != source]
-        if not others:
-            raise InputError("--babble_src: no other utterance to make babble of")
-        count = min(int(rng.integers(4, 7)), len(others))
-        chosen = [others[i] for i in rng.choice(len(others), count, replace=False)]
+        while True:
+            if not others:
+                raise InputError("--babble_src: no other utterance to make babble of")
+            count = min(int(rng.integers(4, 7)), len(others))
+            chosen = [others[i] for i in rng.choice(len(others), count, replace=False)]
+            if not (bad := [utt for utt in chosen if not self._readable(entries[utt])]):
+                break
+            others = [utt for utt in others if utt not in bad]
         talk = (self._read(entries[utt]) for utt in chosen)
         voices = [_unit(excerpt(x, num_samples, rng, self.fade)[0]) for x in talk]
         return np.sum(voices, axis=0, dtype=np.float64), ",".join(chosen)
+
+    def _readable(self, entry: str) -> bool:
+        """Whether an utterance may be used: without --on_bad_utt skip, reading it says no."""
+        try:
+            self._read(entry)
+        except InputError:
+            return not self.skip
+        return True
 
     def _read(self, entry: str, channel: int | None = None) -> np.ndarray:
         return _read_cached(entry, self.rate, self.resample, channel)

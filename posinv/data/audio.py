@@ -1,9 +1,10 @@
 """Read and write single-channel audio: files, kaldiio archives and pipes."""
 
 import io
+import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from posinv.data.files import atomic_file
 from posinv.errors import InputError
 
 SAMPLING_RATE = 16000  # Hz, of every model here
+RATES = range(1000, 768001)  # Hz, of recordings; other rates are damaged headers
+MAX_SAMPLES = 1 << 31  # read at once; 37 hours at 16 kHz
+UNKNOWN_LENGTH = 1 << 62  # samples, of a header that says none
+SAMPLES_A_BYTE = 8192  # more than any codec makes of a byte; of FLAC's silence, 5461
 AUDIO_SUFFIXES = frozenset(
     {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
     | {".sph", ".aif", ".aifc", ".oga", ".opus", ".mp2", ".snd"}
@@ -111,9 +116,19 @@ class Recording:
                 f"{self.name}: no channel {channel}: it has {self.channels} (0 is their mean)"
             )
         if self.samples is None:
+            frames = (self.num_samples if stop is None else stop) - start
+            if frames * self.channels > MAX_SAMPLES:
+                raise InputError(
+                    f"{self.name}: {frames} samples at once, more than {MAX_SAMPLES}: cut it into "
+                    "utterances (segments)"
+                )
             with _decoding(self.name):
-                frames = -1 if stop is None else stop - start
                 x = soundfile.read(self.name, frames, start, dtype="float32", always_2d=True)[0]
+            if len(x) < frames:
+                raise InputError(
+                    f"{self.name}: cut short: its header says {self.num_samples} samples, only "
+                    f"{start + len(x)} are there: restore the file, or write it again"
+                )
         else:
             x = self.samples[start:stop].astype(np.float32)
         x = x.mean(1) if channel == 0 else x[:, (channel or 1) - 1]
@@ -147,21 +162,75 @@ def open_recording(entry: str) -> Recording:
     """Open what an entry of a ``wav.scp`` names: see :func:`read_audio`.
 
     Raises:
-        InputError: nothing there, an empty file or one that is cut short, not audio, or a command
-            that failed.
+        InputError: nothing there, an empty file or one that is cut short, not audio, a header that
+            can't be true, or a command that failed.
     """
+    if "\0" in entry:
+        raise InputError(f"{entry!r}: a null character: no file or command has one: remove it")
     if entry.endswith("|"):
         name = f"output of '{entry}'"
-        with _decoding(name):
-            x, rate = soundfile.read(_run(entry), dtype="float32")
-        return Recording.of_array(x, rate, name)
+        with _decoding(name), soundfile.SoundFile(_run(entry)) as file:
+            return _decoded(name, file)
     if not is_file(entry):
         return _read_archive(entry, Path(entry.rpartition(":")[0]))
     _require_content(Path(entry))
     _require_whole_wav(Path(entry))
     with _decoding(entry), soundfile.SoundFile(entry) as file:
         header = file.samplerate, file.channels, file.frames, file.format, file.subtype
+        _require_whole(Path(entry), file)
+        if file.frames >= UNKNOWN_LENGTH:
+            return _decoded(entry, file)
+    _check_rate(entry, header[0])
+    size = Path(entry).stat().st_size
+    if header[2] > SAMPLES_A_BYTE * size:
+        raise InputError(
+            f"{entry}: its header says {header[2]} samples, which {size} bytes can't hold: restore "
+            "the file, or write it again"
+        )
     return Recording(entry, *header, samples=None)
+
+
+def _decoded(name: str, file: soundfile.SoundFile) -> Recording:
+    """Decode a whole file whose header may not know its length, as of FLAC in a pipe."""
+    _check_rate(name, file.samplerate)
+    blocks, samples = [], 0
+    while len(block := file.read(1 << 20, dtype="float32", always_2d=True)):
+        blocks.append(block)
+        samples += block.size
+        if samples > MAX_SAMPLES:
+            raise InputError(f"{name}: more than {MAX_SAMPLES} samples: cut it into recordings")
+    x = np.concatenate([*blocks, np.empty((0, file.channels), np.float32)])
+    return Recording.of_array(x, file.samplerate, name)
+
+
+def _check_rate(name: str, rate: int) -> None:
+    if rate not in RATES:
+        raise InputError(
+            f"{name}: sampled at {rate} Hz, its header says, which is not from {RATES[0]} to "
+            f"{RATES[-1]}: restore the file, or write it again"
+        )
+
+
+def refuse_pipes(entries: Mapping[str, str], where: Path | str) -> None:
+    """Refuse the commands among a list's entries, which reading the audio would run.
+
+    For lists that others may have written. The message says what would be run.
+
+    Args:
+        entries: of a ``wav.scp``, by id.
+        where: the list, for the message.
+
+    Raises:
+        InputError: an entry is a command.
+    """
+    pipes = {utt: entry for utt, entry in entries.items() if entry.rstrip().endswith("|")}
+    if pipes:
+        utt, command = next(iter(pipes.items()))
+        raise InputError(
+            f"{where}: {utt}: a command, which would be run: '{command}' ({len(pipes)} such): look "
+            "at them, and give --allow_pipes (in a recipe: --allow_pipes true in "
+            "--local_data_opts) if you trust the list"
+        )
 
 
 def is_file(entry: str) -> bool:
@@ -174,7 +243,7 @@ def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
     """Write samples ``(T,)`` in [-1, 1] atomically, as 16-bit FLAC or WAV by the suffix.
 
     Raises:
-        InputError: samples beyond [-1, 1] or not finite, or another suffix.
+        InputError: samples beyond [-1, 1] or not finite, another suffix, or no room.
     """
     path = Path(path)
     if path.suffix not in (".flac", ".wav"):
@@ -184,14 +253,26 @@ def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
         raise InputError(f"{path}: no samples, or samples beyond [-1, 1] that would clip: scale")
     pcm = np.clip(np.rint(x * 32768.0), -32768, 32767).astype(np.int16)
     with atomic_file(path) as temporary:
-        soundfile.write(temporary, pcm, sampling_rate, "PCM_16")
+        try:
+            soundfile.write(temporary, pcm, sampling_rate, "PCM_16")
+        except soundfile.LibsndfileError as error:  # it doesn't say what the system said
+            raise InputError(
+                f"{path}: can't be written ({error.error_string}): make room there, or choose "
+                "another place"
+            ) from error
 
 
 def _require_content(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"{path}: no such audio file: correct its path or remove the utterance")
+    try:
+        found, why = path.is_file(), "no such audio file"
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        found, why = False, str(error.strerror)
+    if not found:
+        raise InputError(f"{path}: {why}: correct its path or remove the utterance")
     if not path.stat().st_size:
         raise InputError(f"{path}: empty audio file: restore it or remove the utterance")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: may not be read: change its permissions (chmod)")
 
 
 def _require_whole_wav(path: Path) -> None:
@@ -213,11 +294,29 @@ def _require_whole_wav(path: Path) -> None:
             file.seek(size + size % 2, 1)
 
 
+def _require_whole(path: Path, file: soundfile.SoundFile) -> None:
+    """Refuse what libsndfile takes as it is, though the header says that there was more."""
+    said, there = 0, file.frames
+    if file.format == "NIST":
+        with path.open("rb") as raw:
+            header = raw.read(1024)
+        said = int((re.search(rb"^sample_count -i (\d+)", header, re.M) or [0, 0])[1])
+    elif file.format in ("AIFF", "AU", "W64", "RF64", "SVX"):
+        log = re.findall(r"(\d+) \(should be (\d+)\)", file.extra_info)
+        said, there = max(((int(a), int(b)) for a, b in log), default=(0, 0))
+    if there < said < 0x7FFFF000:  # see _require_whole_wav
+        raise InputError(
+            f"{path}: cut short: its header says {said} samples or bytes, {there} are there: "
+            "restore the file, or write it again"
+        )
+
+
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
     try:
         yield
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless .raw
+    # TypeError: a headerless .raw; MemoryError: a header that says too much
+    except (soundfile.LibsndfileError, TypeError, MemoryError) as error:
         why = getattr(error, "error_string", str(error)).rstrip(".")
         raise InputError(
             f"{name}: not audio that soundfile can read ({why}): convert it, or decode it with a "
@@ -238,6 +337,8 @@ def _run(entry: str) -> io.BytesIO:
 
 def _read_archive(entry: str, archive: Path) -> Recording:
     _require_content(archive)
+    if "|" in (str(archive).strip()[0], str(archive).strip()[-1]):
+        raise InputError(f"{entry}: kaldiio would run it as a command: rename the archive")
     try:
         content = kaldiio.load_mat(entry)
     except Exception as error:  # kaldiio raises what its parser trips over

@@ -6,9 +6,10 @@ where the audio is clean), ``text`` (words), ``phn`` (phonemes separated by spac
 directories, with ``segments`` or without ``phn``, become one by ``posinv.bin.import_data``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from os.path import realpath
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,10 @@ from posinv.errors import InputError
 HOP_SECONDS = 0.02  # from frame to frame
 FRAME_SECONDS = 0.025  # the receptive field of wav2vec 2.0 and its kin: 400 samples at 16 kHz
 
+MAX_ID = 200  # bytes; names of files have 255 at most
+
 TokenKind = Literal["word", "char", "phn"]
+OnBadUtt = Literal["stop", "skip"]  # an utterance that can't be used
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,13 @@ class DataDir:
     utt2spk: dict[str, str]
 
     @classmethod
-    def read(cls, directory: Path | str) -> "DataDir":
+    def read(cls, directory: Path | str, skipped: dict[str, str] | None = None) -> "DataDir":
         """Read and check the lists; the audio is not opened.
+
+        Args:
+            directory: the data directory.
+            skipped: None: utterances that aren't in every list, or whose transcript is empty, are
+                refused. Otherwise they are left out, and their ids put in here with the reason.
 
         Raises:
             InputError: a list is missing, empty, not sorted or has an id twice; ``segments`` is
@@ -54,10 +63,14 @@ class DataDir:
                     f"{' --lexicon FILE' if missing else ''}"
                 )
         tables = {
-            name: read_table(directory / name)
+            name: read_table(directory / name, skipped is not None)
             for name in _FILES
             if name != "spk1.scp" or (directory / name).exists()
         }
+        if skipped is not None:
+            tables = _whole(tables, skipped)
+            if not tables["wav.scp"]:
+                raise InputError(f"{directory}: no utterance is in all lists: {_first(skipped)}")
         data = cls(*(tables.get(name, tables["wav.scp"]) for name in _FILES))
         data.check_lists(directory)
         data._check_ids(directory)
@@ -69,6 +82,11 @@ class DataDir:
         directory.mkdir(parents=True, exist_ok=True)
         for name, table in zip(_FILES, self._tables(), strict=True):
             write_table(directory / name, table)
+
+    def only(self, utts: Iterable[str]) -> "DataDir":
+        """Return the lists of these utterances alone."""
+        utts = list(utts)
+        return DataDir(*({utt: table[utt] for utt in utts} for table in self._tables()))
 
     def _tables(self) -> tuple[dict[str, str], ...]:
         return self.wav, self.spk1, self.text, self.phn, self.utt2spk
@@ -96,6 +114,11 @@ class DataDir:
 
     def _check_ids(self, directory: Path) -> None:
         for utt, speaker in self.utt2spk.items():
+            if len(utt.encode()) > MAX_ID:
+                raise InputError(
+                    f"{directory / 'utt2spk'}: utterance id {utt[:20]}... of {len(utt)} letters: "
+                    f"it names files, so at most {MAX_ID} bytes: rename the utterance"
+                )
             if not utt.startswith(speaker) or "/" in utt:
                 raise InputError(
                     f"{directory / 'utt2spk'}: utterance id {utt} must begin with its speaker "
@@ -106,9 +129,28 @@ class DataDir:
 _FILES = ("wav.scp", "spk1.scp", "text", "phn", "utt2spk")
 
 
+def _whole(
+    tables: Mapping[str, Mapping[str, str]], skipped: dict[str, str]
+) -> dict[str, dict[str, str]]:
+    """Return the tables with the utterances that each has, and put the others in ``skipped``."""
+    for utt in sorted(set().union(*tables.values())):
+        lacking = [name for name, table in tables.items() if not table.get(utt)]
+        if lacking:
+            skipped[utt] = f"nothing in {', '.join(lacking)}"
+    return {
+        name: {utt: value for utt, value in table.items() if utt not in skipped}
+        for name, table in tables.items()
+    }
+
+
+def _first(skipped: Mapping[str, str]) -> str:
+    utt, why = next(iter(skipped.items()))
+    return f"{utt}: {why} ({len(skipped)} such)"
+
+
 def refuse_overlap(src: Path | str, out: Path | str) -> None:
     """Raise :class:`InputError` if ``out`` is ``src``, or one lies in the other."""
-    a, b = Path(src).resolve(), Path(out).resolve()
+    a, b = Path(realpath(src)), Path(realpath(out))
     if a.is_relative_to(b) or b.is_relative_to(a):
         raise InputError(f"{out}: the output would overwrite the source {src}: name another")
 
@@ -219,13 +261,18 @@ def validate(
     def check(utt: str) -> int:
         entries = data.wav[utt], data.spk1[utt]
         samples = len(read_pair(utt, *entries, sampling_rate, False, min_samples)[0])
-        frames = 1 + (samples - min_samples) // round(HOP_SECONDS * sampling_rate)
+        frames = _frames(samples, sampling_rate)
         for kind in kinds:
             aligned = -(-frames // (stack or {}).get(kind, 1))
             check_alignable(utt, _split(_of(data, kind)[utt], kind), aligned, kind)
         return samples
 
     return sum(map_parallel(check, data.wav, nj))
+
+
+def _frames(samples: int, sampling_rate: int) -> int:
+    window, hop = round(FRAME_SECONDS * sampling_rate), round(HOP_SECONDS * sampling_rate)
+    return 1 + (samples - window) // hop
 
 
 def _of(data: DataDir, kind: TokenKind) -> dict[str, str]:
@@ -241,6 +288,8 @@ def format_data(
     audio_format: Literal["flac", "wav"] = "flac",
     min_samples: int | None = None,
     nj: int = 1,
+    on_bad_utt: OnBadUtt = "stop",
+    align: Sequence[TokenKind] = (),
 ) -> tuple[int, int]:
     """Decode a data directory's audio into one file an utterance.
 
@@ -259,15 +308,22 @@ def format_data(
         audio_format: of the files written, 16 bit.
         min_samples: the shortest utterance; default one frame of 25 ms.
         nj: number of processes.
+        on_bad_utt: ``"stop"``: the first utterance that is bad is an error. ``"skip"``: those that
+            aren't in every list, or whose audio or transcript is bad, are left out, and listed with
+            the reason in the file ``skipped``, with those that ``src`` lists there.
+        align: kinds of tokens in which CTC must be able to align every transcript.
 
     Returns:
         The total number of samples, and how many utterances were scaled.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: the first thing that is wrong; with ``"skip"``, only what isn't one utterance's,
+            or no utterance that is left.
     """
     refuse_overlap(src, out)
-    data = DataDir.read(src)
+    before = read_skipped(src)
+    skipped = dict(before) if on_bad_utt == "skip" else None
+    data = DataDir.read(src, skipped)
     if clean:
         data = replace(data, wav=data.spk1)
     out = Path(out)
@@ -278,6 +334,10 @@ def format_data(
         def convert(utt: str) -> tuple[str, str, str, int, str, bool]:
             entries = data.wav[utt], data.spk1[utt]
             x, reference = read_pair(utt, *entries, sampling_rate, resample, min_samples)
+            for kind in align:
+                check_alignable(
+                    utt, _split(_of(data, kind)[utt], kind), _frames(len(x), sampling_rate), kind
+                )
             peak = max(np.abs(x).max(), np.abs(reference).max())
             gain = 1 / peak if peak > 1 else 1.0
             wav = spk1 = f"audio/{utt}.{audio_format}"
@@ -289,10 +349,61 @@ def format_data(
             paths = str(out / wav), str(out / spk1)
             return utt, *paths, len(x), digest, bool(gain < 1)
 
-        results = list(map_parallel(convert, data.wav, nj))
+        results = skip_bad(map_parallel(skippable(convert, skipped), data.wav, nj), skipped, src)
         utts, wavs, spk1s, lengths, digests, scaled = zip(*results, strict=True)
         wav, spk1 = dict(zip(utts, wavs, strict=True)), dict(zip(utts, spk1s, strict=True))
-        DataDir(wav, spk1, data.text, data.phn, data.utt2spk).write(fresh)
+        DataDir(wav, spk1, data.text, data.phn, data.utt2spk).only(utts).write(fresh)
+        write_skipped(fresh, before if skipped is None else skipped)
         write_table(fresh / "utt2num_samples", dict(zip(utts, lengths, strict=True)))
         write_table(fresh / "utt2digest", dict(zip(utts, digests, strict=True)))
     return sum(lengths), sum(scaled)
+
+
+# ---------------------------------------------------------------------- --on_bad_utt skip
+
+
+def skippable[Result](
+    convert: Callable[[str], Result], skipped: Mapping[str, str] | None
+) -> Callable[[str], Result | InputError]:
+    """Return ``convert`` of an utterance; where ``skipped`` isn't None, it returns InputErrors."""
+
+    def attempt(utt: str) -> Result | InputError:
+        try:
+            return convert(utt)
+        except InputError as error:
+            return InputError(f"{utt}\n{error}")
+
+    return convert if skipped is None else attempt
+
+
+def skip_bad[Result](
+    results: Iterable[Result | InputError], skipped: dict[str, str] | None, src: Path | str
+) -> list[Result]:
+    """Return the results of :func:`skippable` that are none of errors; put these in ``skipped``.
+
+    Raises:
+        InputError: no result is left; ``src`` is named.
+    """
+    good = []
+    for result in results:
+        if isinstance(result, InputError):
+            assert skipped is not None
+            utt, _, why = str(result).partition("\n")
+            skipped[utt] = " ".join(why.removeprefix(f"utterance {utt}: ").split())
+        else:
+            good.append(result)
+    if not good:
+        raise InputError(f"{src}: no utterance is left: {_first(skipped or {'-': 'none there'})}")
+    return good
+
+
+def read_skipped(directory: Path | str) -> dict[str, str]:
+    """Return the reasons, by utterance, of what was left out of a data directory."""
+    path = Path(directory) / "skipped"
+    return read_table(path) if path.exists() else {}
+
+
+def write_skipped(directory: Path, skipped: Mapping[str, str]) -> None:
+    """Write what :func:`read_skipped` reads, if anything was left out."""
+    if skipped:
+        write_table(directory / "skipped", skipped)

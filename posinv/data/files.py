@@ -13,6 +13,8 @@ import yaml
 
 from posinv.errors import InputError
 
+YAML_VALUES = 100_000  # in a file
+
 
 @contextmanager
 def atomic_file(path: os.PathLike[str] | str) -> Iterator[Path]:
@@ -82,15 +84,54 @@ def file_digest(*paths: os.PathLike[str] | str) -> str:
     return digest.hexdigest()
 
 
-def read_yaml(path: Path, option: str) -> object:
-    """Read the YAML file that ``option`` names.
+def read_text(path: Path, what_to_do: str = "correct its path") -> str:
+    """Read a file of UTF-8 text, without its byte-order mark.
 
     Raises:
-        InputError: no such file, or not YAML.
+        InputError: no such file, one that can't be read (``what_to_do`` ends the message), or one
+            that isn't UTF-8.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise InputError(f"{path}: {why}: {what_to_do}") from None
+    except UnicodeDecodeError as error:
+        line = 1 + path.read_bytes()[: error.start].count(b"\n")
+        raise InputError(
+            f"{path}: line {line}: not UTF-8 text ({error.reason}): convert it, such as with "
+            "'iconv -f LATIN1 -t UTF-8'"
+        ) from None
+
+
+def read_yaml(path: Path, option: str) -> object:
+    """Read the YAML file that ``option`` names; only plain values, no tags of Python objects.
+
+    Raises:
+        InputError: no such file, not YAML, or values that stand within themselves.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{option} {path}: {getattr(error, 'strerror', error)}") from error
-    except yaml.YAMLError as error:
+    # ValueError: a date such as 2026-02-30, or an integer of thousands of digits
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:
         raise InputError(f"{option} {path}: not valid YAML: {error}") from error
+    if _values(value) > YAML_VALUES:
+        raise InputError(
+            f"{option} {path}: more than {YAML_VALUES} values once its aliases (*name) are "
+            "resolved, or an alias within what it names: write them out"
+        )
+    return value
+
+
+def _values(value: object) -> int:
+    """Count the values within a YAML value, those of an alias at each of its places."""
+    count, left = 0, [value]
+    while left and count <= YAML_VALUES:
+        count += 1
+        if isinstance(node := left.pop(), dict):
+            left += [*node.keys(), *node.values()]
+        elif isinstance(node, list | tuple | set):
+            left += node
+    return count

@@ -1,10 +1,14 @@
 """Kaldi's tables: ``<id> <rest of line>``, sorted by id."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from posinv.data.files import write_atomic
+from posinv.data.files import read_text, write_atomic
 from posinv.errors import InputError
+
+# A line's end, as str.splitlines has it, is one, too. No file name, id or word needs any.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def read_table(path: Path | str, allow_empty: bool = False) -> dict[str, str]:
@@ -15,20 +19,20 @@ def read_table(path: Path | str, allow_empty: bool = False) -> dict[str, str]:
         allow_empty: let an id have no value, as what was recognised of an utterance may.
 
     Raises:
-        InputError: no such file, nothing in it, an id without a value, twice, or out of order.
+        InputError: no such file, nothing in it, an id without a value, twice, or out of order; a
+            control character, or an id with a space of another kind.
     """
     path = Path(path)
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file: make it, or correct its path") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason}): convert it") from error
+    content = read_text(path, "make it, or correct its path")
     if not content.strip():
         raise InputError(f"{path}: empty: it must list at least one utterance")
     table: dict[str, str] = {}
     previous = ""
     for number, line in enumerate(content.removesuffix("\n").split("\n"), 1):
+        if control := CONTROL.search(line):
+            raise InputError(
+                f"{path}: line {number}: the control character U+{ord(control[0]):04X}: remove it"
+            )
         key, _, value = line.replace("\t", " ").partition(" ")
         value = value.strip()
         if not key or not (value or allow_empty):
@@ -36,6 +40,10 @@ def read_table(path: Path | str, allow_empty: bool = False) -> dict[str, str]:
             if key and path.name not in ("text", "phn"):
                 what = f"nothing after {key}"
             raise InputError(f"{path}: line {number}: {what}: add it or remove the line")
+        if [key] != key.split():  # ESPnet ends an id at any of Unicode's spaces
+            raise InputError(
+                f"{path}: line {number}: id {key!a} has a space that isn't ASCII's: rename it"
+            )
         if key in table:
             raise InputError(f"{path}: line {number}: duplicated id {key}: remove or rename one")
         if key < previous:
@@ -54,10 +62,7 @@ def write_table(path: Path | str, table: Mapping[str, object]) -> None:
 
 def read_token_list(path: Path | str) -> set[str]:
     """Read a token list: one token a line, as ESPnet writes them."""
-    try:
-        tokens = set(Path(path).read_text(encoding="utf-8-sig").splitlines())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such token list") from None
+    tokens = set(read_text(Path(path), "name a token list").splitlines())
     if not tokens:
         raise InputError(f"{path}: an empty token list")
     return tokens

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from os.path import realpath
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,14 @@ import numpy as np
 import soundfile
 import soxr
 
-from posinv.data.audio import AUDIO_SUFFIXES, SAMPLING_RATE, Recording, is_file, open_recording
+from posinv.data.audio import (
+    AUDIO_SUFFIXES,
+    SAMPLING_RATE,
+    Recording,
+    is_file,
+    open_recording,
+    refuse_pipes,
+)
 from posinv.data.directory import refuse_overlap
 from posinv.data.files import atomic_file
 from posinv.data.tables import read_table
@@ -277,6 +285,7 @@ def plan_enhancement(
     out: Path | str,
     audio_format: str | None = None,
     existing: Existing = "refuse",
+    allow_pipes: bool = False,
 ) -> tuple[list[EnhanceJob], dict[str, str]]:
     """Lay out what enhancing ``inputs`` writes into ``out``; nothing is computed or written.
 
@@ -287,13 +296,14 @@ def plan_enhancement(
         out: folder to write.
         audio_format: suffix of all outputs, instead of the sources' own.
         existing: what to do with outputs that exist.
+        allow_pipes: run the commands in lists instead of refusing them.
 
     Returns:
         The jobs, and what is wrong with audio that can't be enhanced, by its path or entry.
 
     Raises:
-        InputError: an input that is missing; outputs that exist (``"refuse"``), that two inputs
-            share, or that are inputs themselves.
+        InputError: an input that is missing; a list with commands; outputs that exist
+            (``"refuse"``), that two inputs share, or that are inputs themselves.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -305,7 +315,10 @@ def plan_enhancement(
             refuse_overlap(path, out)
             found += [(str(file), out / file.relative_to(path), None) for file in _scan(path)]
         elif path.suffix == ".scp":
-            for utt, entry in read_table(path).items():
+            entries = read_table(path)
+            if not allow_pipes:
+                refuse_pipes(entries, path)
+            for utt, entry in entries.items():
                 if "/" in utt:
                     raise InputError(f"{path}: id {utt} names a file, so no '/': rename it")
                 found.append((entry, out / f"{utt}.wav", utt))
@@ -314,7 +327,11 @@ def plan_enhancement(
                 raise InputError(f"{path}: no such file or folder: correct its path")
             found.append((str(path), out / path.name, None))
 
-    taken = {path.resolve(): path for path in [*paths, *(Path(entry) for entry, _, _ in found)]}
+    for source, _, utterance in found:
+        if utterance is None and not is_file(source):
+            raise InputError(f"{source}: its name reads as a command: rename the file")
+    # realpath: links in a circle are no error of Path.resolve's here, but named later
+    taken = {realpath(path) for path in [*map(str, paths), *(entry for entry, _, _ in found)]}
     made: dict[Path, str] = {}
     jobs = []
     wrong = {}
@@ -343,7 +360,7 @@ def plan_enhancement(
     if any(job.utterance for job in jobs):
         outputs.append(out / "wav.scp")
     for path in outputs:
-        if path.resolve() in taken:
+        if realpath(path) in taken:
             raise InputError(f"{path}: would be written over an input: name another --out")
     there = [path for path in outputs if path.exists()]
     if there and existing == "refuse":

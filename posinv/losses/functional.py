@@ -267,7 +267,7 @@ def effective_rank(x: Tensor, lengths: Lengths | None = None) -> Tensor:
         lengths: (B,) frames.
 
     Returns:
-        (B,) from 1, all frames on one line, to min(F, D).
+        (B,) from 1, all frames on one line, to min(F, D); NaN of features that are not finite.
 
     Raises:
         InputError: shapes or lengths that do not fit.
@@ -275,6 +275,9 @@ def effective_rank(x: Tensor, lengths: Lengths | None = None) -> Tensor:
     x, lengths = _features("effective_rank", "x", x, "lengths", lengths)
     ranks = []
     for row, length in zip(x, lengths.tolist(), strict=True):
+        if not row[:length].isfinite().all():  # svdvals would raise an error
+            ranks.append(row.new_full((), torch.nan))
+            continue
         singular = torch.linalg.svdvals(F.normalize(row[:length], dim=1))
         share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
         ranks.append(torch.special.entr(share).sum().exp())

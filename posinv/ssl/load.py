@@ -53,8 +53,8 @@ def load_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
     if looks_local and not Path(name).is_dir():
         raise InputError(f"SSL model {name}: no such folder; give a folder with a config.json")
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # a config.json can be wrong in many ways
         raise InputError(
             f"SSL model {name}: neither a local folder with a config.json nor a hub model that "
             f"can be fetched ({_first_line(error)})"
@@ -167,9 +167,14 @@ def load_model(
     try:
         with _no_progress_bar():
             model, info = AutoModel.from_pretrained(
-                name_or_path, config=config, dtype=torch.float32, output_loading_info=True
+                name_or_path,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                weights_only=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # transformers, torch's unpickler and safetensors raise many kinds
         raise InputError(
             f"SSL model {name_or_path}: its weights cannot be loaded ({_first_line(error)})"
         ) from error
@@ -197,7 +202,13 @@ def reads_normalized(name_or_path: str | os.PathLike) -> bool:
             name_or_path,
         )
         return False
-    return bool(json.loads(Path(path).read_text(encoding="utf-8")).get("do_normalize", False))
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not JSON ({_first_line(error)}): mend or remove it") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: not settings by name: mend or remove it")
+    return bool(settings.get("do_normalize", False))
 
 
 def save_pretrained(model: PreTrainedModel, directory: str | os.PathLike, normalize: bool) -> None:

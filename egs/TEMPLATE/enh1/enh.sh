@@ -153,7 +153,7 @@ if begin_stage 9 "table of results"; then
     done
     "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems "${rows[@]}" \
         --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
-        --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" \
+        --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --dump "$raw" --out "$results" \
         ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
     log "the table: $PWD/$results"
     end_stage

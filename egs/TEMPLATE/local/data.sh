@@ -24,6 +24,7 @@ opt lexicon "" "pronunciation lexicon, for sets without phn"
 opt g2p false "predict the (English) words that it lacks (true), or refuse them (false)" one_of true false
 opt wav_root . "where relative paths of audio start"
 opt channel "" "channel of stereo recordings and MultiCuts, 1 for the first, 0 for their mean; empty: they have one"
+opt allow_pipes false "run the commands in wav.scp (true), or refuse them (false)" one_of true false
 parse_options "$@"
 . ./path.sh
 
@@ -31,6 +32,7 @@ opts=(--wav_root "$wav_root")
 [ -z "$channel" ] || opts+=(--channel "$channel")
 [ -z "$lexicon" ] || opts+=(--lexicon "$lexicon")
 [ "$g2p" = false ] || opts+=(--g2p)
+[ "$allow_pipes" = false ] || opts+=(--allow_pipes)
 for set in train dev test; do
     if [ -n "${!set}" ]; then
         python3 -m posinv.bin.import_data --src "${!set}" --out "data/$set" "${opts[@]}"

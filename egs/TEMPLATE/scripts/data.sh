@@ -28,7 +28,7 @@ noisy() {
     run_job data "data/log/$source.$tag.log" "$python" -m posinv.bin.mix_noise \
         --src "data/$source" --out "data/${source}_$tag" --tag "$tag" --seed "$noise_seed" \
         --noise_types "$noises" --snrs "$snrs" --babble_src "data/$train_set" --nj "$nj" \
-        "${resampling[@]}" "$@"
+        --on_bad_utt "$on_bad_utt" "${resampling[@]}" "$@"
 }
 
 # make_noisy_test_sets: data/<test_set>_<condition> for each condition but clean.
@@ -44,12 +44,17 @@ make_noisy_test_sets() {
     done
 }
 
-# format SOURCE NAME [ARG ...]: make $raw/<NAME> from data/<SOURCE>.
+# format SOURCE NAME [ARG ...]: make $raw/<NAME> from data/<SOURCE>; $alignable are the kinds of tokens that
+# CTC must be able to align.
 format() {
     local source=$1 name=$2
     shift 2
     run_job data "$raw/log/$name.log" "$python" -m posinv.bin.format_data --src "data/$source" \
-        --out "$raw/$name" --sampling_rate "$sampling_rate" --nj "$nj" "${resampling[@]}" "$@"
+        --out "$raw/$name" --sampling_rate "$sampling_rate" --nj "$nj" "${alignable[@]}" \
+        --on_bad_utt "$on_bad_utt" "${resampling[@]}" "$@"
+    if [ -e "$raw/$name/skipped" ]; then
+        log "$raw/$name: $(wc -l < "$raw/$name/skipped") bad utterances left out: $raw/$name/skipped says why"
+    fi
 }
 
 # token_list FILE TYPE OUT [ARG ...]: make OUT, the tokens in data/<set>/FILE of the sets in --token_sets.

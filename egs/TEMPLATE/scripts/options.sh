@@ -112,6 +112,8 @@ parse_options() {
             _pairs=$(mktemp)
             (. ./path.sh >&2 && python3 -m posinv.bin.recipe_options "$_file") > "$_pairs" || { rm -f "$_pairs"; exit 1; }
             while IFS= read -r -d '' _key && IFS= read -r -d '' _value; do
+                # A file may come from others: what program runs is for the command line.
+                [ "$_key" != python ] || die "$_file: python: not from a file: give --python $_value"
                 _set_option "${_key//-/_}" "$_value" "$_file"
             done < "$_pairs"
             rm -f "$_pairs"

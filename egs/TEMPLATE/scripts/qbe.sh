@@ -6,7 +6,7 @@
 # prepare_qbe: make $qbe_search, the search of data/<test_set>_queries in the test sets, unless
 # --qbe_data names another.
 prepare_qbe() {
-    local queries=${test_set}_queries
+    local queries=${test_set}_queries alignable=()
     if [ "$qbe" = false ]; then
         return
     elif [ -n "$qbe_data" ]; then

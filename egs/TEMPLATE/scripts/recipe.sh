@@ -39,6 +39,7 @@ opt train_set train "training set, in data/"
 opt valid_set dev "validation set"
 opt test_set test "test set; the noisy test sets are made from it"
 opt local_data_opts "" "options for local/data.sh"
+opt on_bad_utt stop "what to do with an utterance whose audio or transcript is bad: end, or leave it out and list it in <dumpdir>/raw/<set>/skipped" one_of stop skip
 opt resample false "resample audio that is not at 16 kHz (true), or refuse it (false)" one_of true false
 
 noise_types="white pink hum brown modulated impulsive babble"
@@ -90,6 +91,10 @@ start_recipe() {
     resampling=()
     if [ "$resample" = true ]; then
         resampling=(--resample)
+    fi
+    alignable=(--align phn)
+    if [ "$asr_token_type" != bpe ]; then
+        alignable+=("$asr_token_type")
     fi
     case $gpu_inference in
         auto) inference_gpu=$((ngpu > 0)) ;;

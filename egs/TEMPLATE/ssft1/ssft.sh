@@ -28,7 +28,7 @@ make_noise() {
     if [ "$recorded_noise" != only ]; then
         run_job data data/log/noise.log "$python" -m posinv.bin.make_noise --out data/noise \
             --noise_types "$seen_noises" --babble_src "data/$train_set" --seed "$noise_seed" \
-            --nj "$nj" "${resampling[@]}"
+            --on_bad_utt "$on_bad_utt" --nj "$nj" "${resampling[@]}"
         return
     fi
     # shellcheck disable=SC1091
@@ -107,7 +107,7 @@ if begin_stage 7 "table of results"; then
     searched=$(qbe_sets)
     "$python" -m posinv.bin.ssft_results --expdir "$expdir" --systems "$systems" \
         --sets "${test_sets[*]}" --seeds "$seeds" --title "$title" \
-        --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" --curves "$expdir/curves.png" \
+        --command "${RECIPE_COMMAND:-$0 $*}" --dump "$raw" --out "$results" --curves "$expdir/curves.png" \
         ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
     log "the table: $PWD/$results"
     end_stage

@@ -6,10 +6,11 @@ from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.tasks import asr
 
 from posinv.espnet.error_calculator import ErrorCalculator
+from posinv.espnet.tasks.checked import CheckedTask
 from posinv.espnet.trainer import SeededTrainer
 
 
-class ASRTask(asr.ASRTask):
+class ASRTask(CheckedTask, asr.ASRTask):
     """ESPnet's ASR task; jiwer computes the error rates of validation."""
 
     trainer = SeededTrainer

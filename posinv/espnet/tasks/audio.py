@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
-from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 
+from posinv.espnet.tasks.checked import CheckedTask
 from posinv.espnet.trainer import SeededTrainer
 
 Utterances = Collection[tuple[str, dict[str, np.ndarray]]]
@@ -28,7 +28,7 @@ class _CollateFn(CommonCollateFn):
         return names, {**batch, "speech_lengths": batch["speech_lengths"].tolist()}
 
 
-class AudioTask(AbsTask):
+class AudioTask(CheckedTask):
     """A task with one optimiser over the data ``speech`` (``sound``), without preprocessing.
 
     Attributes:

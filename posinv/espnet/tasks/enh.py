@@ -12,6 +12,7 @@ from torch import Tensor
 from posinv.data.files import read_yaml
 from posinv.errors import InputError
 from posinv.espnet.criteria import CRITERIA, SSLCriterion
+from posinv.espnet.tasks.checked import CheckedTask
 from posinv.espnet.trainer import SeededTrainer
 
 # The options that define an enhancement model, without its criteria.
@@ -43,7 +44,7 @@ def _before_forward(model: ESPnetEnhancementModel, args: tuple, kwargs: dict) ->
     tell_criteria(model, kwargs["utt_id"], kwargs.get("speech_mix_lengths"))
 
 
-class EnhancementTask(enh.EnhancementTask):
+class EnhancementTask(CheckedTask, enh.EnhancementTask):
     """ESPnet's enhancement task; ``--ssl`` names the SSL model of posinv's criteria."""
 
     trainer = SeededTrainer

@@ -6,6 +6,7 @@ from espnet2.enh.espnet_enh_s2t_model import ESPnetEnhS2TModel
 from espnet2.tasks import enh_s2t
 
 from posinv.espnet.tasks.asr import ASRTask
+from posinv.espnet.tasks.checked import CheckedTask
 from posinv.espnet.tasks.enh import EnhancementTask, tell_criteria
 from posinv.espnet.trainer import SeededTrainer
 
@@ -14,7 +15,7 @@ enh_s2t.name2task.update(enh=EnhancementTask, asr=ASRTask)
 enh_s2t.enh_attributes.append("ssl")
 
 
-class EnhS2TTask(enh_s2t.EnhS2TTask):
+class EnhS2TTask(CheckedTask, enh_s2t.EnhS2TTask):
     """ESPnet's joint task: the recogniser's gradient goes through a front end into enhancement.
 
     ``--frontend ssl`` is frozen, and its gradient trains the enhancement model in front of it.

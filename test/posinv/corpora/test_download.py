@@ -275,7 +275,7 @@ def test_a_server_that_falls_silent(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("url", ["ftp://a/b", "corpus.tar.gz", "http://a/b c", "http://a/ü"])
 def test_bad_addresses(url, tmp_path):
-    with pytest.raises(InputError, match="must begin with http://, https:// or file://"):
+    with pytest.raises(InputError, match="must begin with https:// or file://"):
         download(url, tmp_path / "x")
 
 

@@ -452,7 +452,7 @@ def inputs(tmp_path):
 
 def command(monkeypatch, model_dir, *arguments):
     options = ["--model", str(model_dir), "--segment", "0.6"]
-    words = [*options, "--overlap", "0.1", *map(str, arguments)]
+    words = [*options, "--overlap", "0.1", "--allow_pipes", *map(str, arguments)]
     monkeypatch.setattr(sys, "argv", ["posinv/bin/enhance.py", *words])
     run(main)
 
@@ -543,7 +543,7 @@ def test_plan_refuses(inputs):
 
     def refuse(message, *paths, out=inputs / "out", **options):
         with pytest.raises(InputError, match=message):
-            plan_enhancement(paths, out, **options)
+            plan_enhancement(paths, out, allow_pipes=True, **options)
 
     refuse(r"no\.wav: no such file or folder", inputs / "no.wav")
     refuse("would overwrite the source", folder, out=folder)

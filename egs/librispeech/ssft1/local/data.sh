@@ -18,11 +18,10 @@ fetch() {  # fetch FILE URL [ARG ...]: $DOWNLOADS/FILE from URL/FILE
     local file=$1 url=$2 sum
     shift 2
     sum=$(awk -v file="$file" '$1 == file { print $2 }' "$checksums")
-    if [ -n "$sum" ]; then
-        set -- "$@" --checksum "$sum"
-    else
+    if [ "${sum:=unverified}" = unverified ]; then
         log "$file: $checksums has no checksum of it: it is taken as it comes"
     fi
+    set -- "$@" --checksum "$sum"
     python3 -m posinv.bin.download --url "$url/$file" --out "$DOWNLOADS/$file" "$@"
 }
 
