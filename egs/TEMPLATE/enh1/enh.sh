@@ -145,13 +145,12 @@ if begin_stage 9 "table of results"; then
     check_records "$enh"
     check_systems
     searched=$(qbe_sets)
-    # shellcheck disable=SC2206  # a list
-    rows=("noisy=noisy input" "enh=before fine-tuning" $criteria)
     enh_sets=()
     for condition in "${conditions[@]}"; do
         case $condition in seen | unseen | noisy) enh_sets+=("${test_set}_$condition") ;; esac
     done
-    "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems "${rows[@]}" \
+    # shellcheck disable=SC2086  # a list
+    "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems $systems \
         --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
         --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" \
         ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
