@@ -141,7 +141,7 @@ if begin_stage 8 "PR and ASR heads, decode, PER, WER; --qbe" eval; then
     done
     end_stage
 fi
-if begin_stage 9 "table of results"; then
+if begin_stage 9 "table of results, report"; then
     check_records "$enh"
     check_systems
     searched=$(qbe_sets)
@@ -154,7 +154,7 @@ if begin_stage 9 "table of results"; then
         --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
         --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --out "$results" \
         ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
-    log "the table: $PWD/$results"
+    write_report
     end_stage
 fi
 end_recipe
