@@ -168,8 +168,11 @@ class Experiment:
         """Return a path as the recipe wrote it, from here; None if there is nothing.
 
         A recipe's paths start at its own folder, which is the one above ``exp``, or else the one
-        that the records of its trainings name.
+        that the records of its trainings name: it may have been moved since.
         """
+        for base in self._recipe:
+            if Path(path).is_relative_to(base):
+                path = Path(path).relative_to(base)
         for base in (self.path.resolve().parent, *self._recipe):
             if (found := base / path).exists():
                 return found

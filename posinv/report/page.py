@@ -204,6 +204,8 @@ def _curves(
     return curves
 
 
+HEADS = "validation\nerror rate (%)"
+RELATIVE = "validation loss\n(first epoch = 1)"
 CONVERGENCE = {
     "ssl_mse": "SSL features' MSE",
     "alignment": "alignment loss",
@@ -223,14 +225,14 @@ def _convergence(experiment: Experiment) -> list[tuple[Markup, str]]:
         for system in experiment.systems
         if system not in ("noisy", "enh", "base")
     }
-    panels = {"validation loss, first epoch = 1": _curves(trainings, "loss", relative=True)}
+    panels = {RELATIVE: _curves(trainings, "loss", relative=True)}
     for name, title in CONVERGENCE.items():
         curves = _curves(trainings, name)
         # A criterion's own loss is in the first panel.
         if len(curves["updates"]) > 1 or (name != "ssl_mse" and curves["updates"]):
             panels[title] = curves
     drawings = []
-    if panels["validation loss, first epoch = 1"]["updates"]:
+    if panels[RELATIVE]["updates"]:
         text = (
             "Fine-tuning: statistics of the validation set after each epoch, one line for each "
             "random seed. A loss is compared with its own first value, since the losses of "
@@ -247,8 +249,8 @@ def _convergence(experiment: Experiment) -> list[tuple[Markup, str]]:
             ]
             for system in experiment.systems
         }
-        panels = {"validation error rate (%)": _curves(heads, "cer_ctc", factor=100)}
-        if panels["validation error rate (%)"]["updates"]:
+        panels = {HEADS: _curves(heads, "cer_ctc", factor=100)}
+        if panels[HEADS]["updates"]:
             text = f"{title}: token error rate of the validation set while the head learns."
             drawings.append((_drawing(panels, task), text))
     return drawings

@@ -128,7 +128,7 @@ def convergence_figure(
         logarithmic: the quantities with a logarithmic axis.
     """
     axes = list(dict.fromkeys(name for of in panels.values() for name in of))
-    figure = Figure(figsize=(9.2, 2.5 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(9.2, 2.1 * len(panels) + 0.5), layout="constrained")
     grid = figure.subplots(len(panels), len(axes), squeeze=False, sharex="col", sharey="row")
     systems = list(dict.fromkeys(s for of in panels.values() for c in of.values() for s in c))
     for row, (quantity, of_axes) in zip(grid, panels.items(), strict=True):
