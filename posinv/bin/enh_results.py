@@ -25,7 +25,7 @@ def main() -> None:
         "--enh_sets",
         type=names,
         required=True,
-        help="test sets over which SI-SDR, STOI and PESQ are averaged, as one argument: 'A B'",
+        help="test sets over which the signal measures are averaged, as one argument: 'A B'",
     )
     args = parser.parse_args()
     systems: dict[str, str] = {}

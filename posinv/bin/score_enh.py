@@ -1,4 +1,4 @@
-"""Score enhanced speech: SI-SDR, STOI and PESQ of each test set, and of each utterance."""
+"""Score enhanced speech: SI-SDR, STOI, PESQ and DNSMOS of each test set, and of each utterance."""
 
 import json
 from pathlib import Path

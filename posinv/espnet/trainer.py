@@ -1,9 +1,9 @@
 """ESPnet's trainer, made reproducible."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
@@ -12,6 +12,10 @@ from espnet2.train.trainer import Trainer, TrainerOptions
 from posinv.data.checkpoint import write_checkpoint
 from posinv.errors import InputError
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Batch = tuple[list[str], dict[str, Any]]
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
@@ -20,7 +24,7 @@ class SeededTrainer(Trainer):
 
     ESPnet sets the random seed of every epoch to ``seed + epoch``, in every process. The draws of
     an utterance depend on this seed and on its utterance id. They are therefore the same in a run
-    that was resumed, and in any number of processes. This class adds three things:
+    that was resumed, and in any number of processes. This class adds four things:
 
     - The random seed of validation is ``seed`` in every epoch, so that the validation losses of
       different epochs can be compared.
@@ -28,7 +32,12 @@ class SeededTrainer(Trainer):
       the last ones are dropped. ESPnet would add them to the next epoch's, but does not save them
       in the checkpoint, so a resumed run would differ.
     - Checkpoints are written atomically.
+    - With ``use_tensorboard``, TensorBoard also gets pictures and audio at each validation, see
+      :func:`~posinv.espnet.tensorboard.show_validation`.
     """
+
+    _writer: "SummaryWriter | None" = None
+    _updates = 0
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -80,16 +89,44 @@ class SeededTrainer(Trainer):
     @classmethod
     def train_one_epoch(cls, optimizers: Sequence[torch.optim.Optimizer], **kwargs: Any) -> bool:
         """Drop the gradients that the last epoch left, and run ESPnet's epoch."""
+        # ESPnet gives it to the training only, and to one process only.
+        cls._writer = kwargs["summary_writer"]
         for optimizer in optimizers:
             optimizer.zero_grad()
-        return super().train_one_epoch(optimizers=optimizers, **kwargs)
+        failed = super().train_one_epoch(optimizers=optimizers, **kwargs)
+        cls._updates = kwargs["reporter"].get_total_count()
+        return failed
 
     @classmethod
     @torch.no_grad()
-    def validate_one_epoch(cls, *, options: TrainerOptions, **kwargs: Any) -> None:
-        """Set the random seed to ``options.seed``, and run ESPnet's validation."""
+    def validate_one_epoch(
+        cls,
+        *,
+        model: torch.nn.Module,
+        iterator: Iterable[Batch],
+        options: TrainerOptions,
+        **kwargs: Any,
+    ) -> None:
+        """Set the random seed to ``options.seed``, run ESPnet's validation, and show some of it."""
         set_all_random_seed(options.seed)
-        super().validate_one_epoch(options=options, **kwargs)
+        first: list[Batch] = []
+        super().validate_one_epoch(
+            model=model,
+            iterator=_keep_first(iterator, first),
+            options=options,
+            **kwargs,
+        )
+        if cls._writer is not None and first:
+            from posinv.espnet.tensorboard import show_validation  # imports matplotlib, 1 s
+
+            show_validation(model, *first[0], cls._writer, cls._updates)
+
+
+def _keep_first(batches: Iterable[Batch], first: list[Batch]) -> Iterator[Batch]:
+    for names, batch in batches:
+        if not first:
+            first.append((names, dict(batch)))  # ESPnet changes it
+        yield names, batch
 
 
 def _copy_loss(_model: torch.nn.Module, _args: tuple, output: tuple) -> tuple:

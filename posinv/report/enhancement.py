@@ -10,7 +10,12 @@ from posinv.report.results import ERROR_RATES, NONE_PUBLISHED, Published, seeds_
 from posinv.report.significance import Difference, differences, legend
 from posinv.report.tables import Cell, Column, ScoreReader, Table, figure
 
-METRICS = {"si_sdr": ("SI-SDR (dB)", 1), "stoi": ("STOI", 3), "pesq": ("PESQ", 2)}
+METRICS = {
+    "si_sdr": ("SI-SDR (dB)", 1),
+    "stoi": ("STOI", 3),
+    "pesq": ("PESQ", 2),
+    "dnsmos": ("DNSMOS", 2),
+}
 
 
 def enhancement_report(
@@ -22,7 +27,7 @@ def enhancement_report(
     published: Published = NONE_PUBLISHED,
     qbe_sets: Sequence[str] = (),
 ) -> str:
-    """Return the tables of a speech enhancement recipe: PER, WER, and SI-SDR, STOI and PESQ.
+    """Return the tables of a speech enhancement recipe: error rates and signal measures.
 
     Args:
         expdir: folder with ``seed<seed>/<system>/superb/{pr,asr}/best/decode/scores.json`` and
@@ -31,7 +36,7 @@ def enhancement_report(
             the heads, the tables have marks of significance.
         systems: the row's label for each system.
         sets: test sets of PER and WER.
-        enh_sets: test sets over which SI-SDR, STOI and PESQ are averaged.
+        enh_sets: test sets over which SI-SDR, STOI, PESQ and DNSMOS are averaged.
         seeds: random seeds.
         published: published figures, for columns beside ours.
         qbe_sets: test sets of a further table, of query-by-example search; none: no such table.
@@ -40,7 +45,7 @@ def enhancement_report(
         Markdown.
 
     Raises:
-        InputError: a score is missing. PESQ may be null: it wasn't computed then.
+        InputError: a score is missing. PESQ and DNSMOS may be null: they weren't computed then.
     """
     experiment = Experiment(Path(expdir), tuple(systems), tuple(seeds))
     found = differences(experiment, dict.fromkeys(ERROR_RATES, sets))

@@ -30,6 +30,7 @@ from posinv.data.tables import read_table, read_tsv
 from posinv.errors import InputError
 from posinv.report import pictures
 from posinv.report.curves import read_epochs
+from posinv.report.enhancement import METRICS
 from posinv.report.experiment import Experiment, Utterance
 from posinv.report.results import ERROR_RATES, NONE_PUBLISHED, SHORT, Published
 from posinv.report.significance import Difference
@@ -346,10 +347,9 @@ def _voice(experiment: Experiment, seed: str, system: str, utterance: str, name:
     scores = []
     path = experiment.enhanced(seed, system).with_suffix(".tsv")
     if path.is_file() and (row := _rows(path).get(utterance)):
-        for key, title in (("si_sdr", "SI-SDR"), ("stoi", "STOI"), ("pesq", "PESQ")):
+        for key, (title, decimals) in METRICS.items():
             if row.get(key):
-                unit = " dB" if key == "si_sdr" else ""
-                scores.append(f"{title} {float(row[key]):.{1 if unit else 2}f}{unit}")
+                scores.append(f"{title} {float(row[key]):.{decimals}f}")
     for task, rate in SHORT.items():
         if task not in ERROR_RATES or system not in experiment.systems:
             continue

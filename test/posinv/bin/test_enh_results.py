@@ -10,8 +10,9 @@ from posinv.bin.enh_results import main
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     rates = {"clean": {"rate": 12.34}, "noisy": {"rate": 56.78}}
-    metrics = {"si_sdr": 5.0, "stoi": 0.9, "pesq": None}
+    metrics = {"si_sdr": 5.0, "stoi": 0.9, "pesq": None, "dnsmos": None}
     failed = {"si_sdr_failed": 0, "stoi_failed": 0, "pesq_failed": None, "utterances": 3}
+    failed["dnsmos_failed"] = None
     for system in ("enh", "ssl_mse"):
         base = tmp_path / "exp" / "seed1" / system
         for scored in ("superb/pr/best/decode", "superb/asr/best/decode", "enhanced"):

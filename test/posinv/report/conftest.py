@@ -113,6 +113,7 @@ def enh_experiment(tmp_path_factory, tiny_ssl):
                 torch.save({"frontend.weights": weights}, best / "valid.cer_ctc.best.pth")
             scores = {"si_sdr": 3.25, "stoi": 0.5, "pesq": None, "utterances": 3}
             scores |= {"si_sdr_failed": 0, "stoi_failed": 0, "pesq_failed": None}
+            scores |= {"dnsmos": 2.5, "dnsmos_failed": 0}
             if system != "noisy":
                 paths = recordings(folder / "enhanced")
                 write_table(folder / "enhanced" / "spk1.scp", paths)
