@@ -407,6 +407,7 @@ def _alignments(
             encode, wave, seconds, gamma = features
             alignment = pictures.align_features(encode(wave), encode(fast), gamma)
             rows = "enhanced" if experiment.tunes_enhancement else "speech"
+            rows = "noisy" if system == "noisy" else rows
             columns = f"{speech} speech, {float(SPEED)} times as fast"
             figure = pictures.alignment_figure(alignment, seconds, rows, columns, pictures.INK)
             cost = alignment.distance[tuple(alignment.path.T)].mean()
@@ -431,24 +432,23 @@ def _features_of(
     training = experiment.training(seed, system)
     config = _config(training) if training is not None else {}
     if experiment.tunes_enhancement:
-        model = next((c for s in experiment.systems if (c := _ssl_of(experiment, seed, s))), None)
+        model = _ssl_of(experiment, seed)
         scp = experiment.enhanced(seed, system).with_name("spk1.scp")
-        if model is None or not scp.is_file():
+        if system == "noisy":
+            scp = cast(Path, experiment.test_data) / "wav.scp"
+        if not scp.is_file():
             return None
         wave = _wave(experiment, read_table(scp).get(utterance))
-        confs = [entry.get("conf", {}) for entry in config.get("criterions", [])]
+        confs = [entry.get("conf") or {} for entry in config.get("criterions") or []]
         gamma = next((conf["gamma"] for conf in confs if "gamma" in conf), 0.1)
     else:
         wave = clean
-        model = experiment.folder(seed, system) / "model"
-        if not model.is_dir():
-            model = next(
-                (c for s in experiment.systems if (c := _ssl_of(experiment, seed, s))), None
-            )
+        tuned = experiment.folder(seed, system) / "model"
+        model = str(tuned) if tuned.is_dir() else _ssl_of(experiment, seed)
         gamma = config.get("model_conf", {}).get("gamma", 0.1)
     if wave is None or model is None:
         return None
-    upstream = _upstream(str(model))
+    upstream = _upstream(model)
 
     @torch.inference_mode()
     def encode(samples: Tensor) -> Tensor:
@@ -464,15 +464,17 @@ def _upstream(name: str) -> SSLUpstream:
     return SSLUpstream(name)
 
 
-def _ssl_of(experiment: Experiment, seed: str, system: str) -> str | None:
-    """Return the SSL model of a system's training: a folder, or a hub name."""
-    training = experiment.training(seed, system)
-    config = _config(training) if training is not None else {}
-    confs = [entry.get("conf") or {} for entry in config.get("criterions") or []]
-    for name in (config.get("ssl"), *(conf.get("ssl") for conf in confs)):
-        if name:
-            return str(experiment.find(name) or name)
-    return None
+def _ssl_of(experiment: Experiment, seed: str) -> str | None:
+    """Return the SSL model of the first training that names one, or the one pretrained here."""
+    for system in experiment.systems:
+        training = experiment.training(seed, system)
+        config = _config(training) if training is not None else {}
+        confs = [entry.get("conf") or {} for entry in config.get("criterions") or []]
+        for name in (config.get("ssl"), *(conf.get("ssl") for conf in confs)):
+            if name:
+                return str(experiment.find(name) or name)
+    pretrained = experiment.path / "ssl" / "model"
+    return str(pretrained) if pretrained.is_dir() else None
 
 
 # ------------------------------------------------------------------------- layers, settings

@@ -76,7 +76,7 @@ def enh_experiment(tmp_path_factory, tiny_ssl):
     recipe = tmp_path_factory.mktemp("a recipe")
     exp, data = recipe / "exp", recipe / "dump" / "raw" / "test_all"
     random = np.random.default_rng(0)
-    names = ["quo\"te'&", "<script>alert(1)</script>", "plain", "u4", "u5", "u6"]
+    names = ["quo\"te'&", "s<script>alert(1)</script>", "p3", "p4", "u5", "u6"]
     sets = {name: f"test_{'clean' if k % 2 else 'seen'}" for k, name in enumerate(names)}
 
     def recordings(folder: Path) -> dict[str, Path]:
