@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -87,19 +88,28 @@ def paired_bootstrap(
     seeds, units = change.shape
     if units < 2:
         return float(difference), np.nan, np.nan
-    generator = np.random.default_rng(seed)
+    of_units, of_seeds = _draws(units, resamples, seed), _draws(seeds, resamples, seed + 1)
     rates = []
     for start in range(0, resamples, 1000):
-        size = min(1000, resamples - start)
-        drawn = generator.multinomial(units, np.full(units, 1 / units), size)
-        weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
-        total = drawn @ tokens
+        drawn = of_units[start : start + 1000].astype(np.float64)
+        weights = of_seeds[start : start + 1000] / seeds
         with np.errstate(invalid="ignore", divide="ignore"):
-            rates.append(100 * np.einsum("rs,rs->r", drawn @ change.T, weights) / total)
+            errors_more = np.einsum("rs,rs->r", drawn @ change.T, weights)
+            rates.append(100 * errors_more / (drawn @ tokens))
     tail = (1 - LEVEL) / 2
     # A draw of utterances without a reference token has no rate.
     low, high = np.nanquantile(np.concatenate(rates), [tail, 1 - tail])
     return float(difference), float(low), float(high)
+
+
+@lru_cache(maxsize=4)  # the same for all comparisons of a table
+def _draws(units: int, resamples: int, seed: int) -> np.ndarray:
+    """Return how often each unit is drawn, (resamples, units) of uint16."""
+    generator = np.random.default_rng(seed)
+    drawn = np.empty((resamples, units), np.uint16)
+    for row in drawn:
+        row[:] = np.bincount(generator.integers(units, size=units), minlength=units)
+    return drawn
 
 
 def compared_pairs(systems: Sequence[str]) -> list[tuple[str, str]]:

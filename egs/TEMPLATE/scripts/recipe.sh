@@ -105,5 +105,5 @@ write_report() {
         --command "${RECIPE_COMMAND:-$0}" ${published:+--published "$published"} > /dev/null
     log "the table: $PWD/$results"
     log "the report: $PWD/$expdir/report.html"
-    log "models, logs and scores: $PWD/$expdir"
+    log "models, logs and scores: $PWD/$expdir; training curves: tensorboard --logdir $PWD/$expdir"
 }
