@@ -64,21 +64,19 @@ def alignment_figure(
     figure = Figure(figsize=(7.2, 3.5), layout="constrained")
     height, width = (seconds * size for size in alignment.distance.shape)
     panels = figure.subplots(1, 2, sharey=True)
-    heats = (
-        ("distance", alignment.distance, "magma"),
-        ("soft alignment", alignment.expected, "magma"),
-    )
-    for panel, (title, values, colours) in zip(panels, heats, strict=True):
-        panel.imshow(
-            values, origin="lower", aspect="auto", extent=(0, width, 0, height), cmap=colours
-        )
-        path = (alignment.path + 0.5) * seconds
-        panel.plot(path[:, 1], path[:, 0], color=np.array(PATH) / 255, linewidth=1, label="DTW")
+    # The second line is thin, so as not to cover the alignment.
+    heats = (("distance", alignment.distance, 1.2), ("soft alignment", alignment.expected, 0.4))
+    path = (alignment.path + 0.5) * seconds
+    for panel, (title, values, thickness) in zip(panels, heats, strict=True):
+        extent = (0, width, 0, height)
+        panel.imshow(values, origin="lower", aspect="auto", extent=extent, cmap="magma")
+        colour = np.array(PATH) / 255
+        panel.plot(path[:, 1], path[:, 0], color=colour, linewidth=thickness, label="DTW")
         panel.set_title(title, fontsize=10, color=ink)
         panel.set_xlabel(f"{columns} (s)")
         _ink(panel, ink)
     panels[0].set_ylabel(f"{rows} (s)")
-    legend = panels[1].legend(loc="lower right", fontsize=8, frameon=True)
+    legend = panels[0].legend(loc="lower right", fontsize=8, frameon=True)
     legend.get_frame().set(facecolor="black", alpha=0.6, linewidth=0)
     legend.get_texts()[0].set_color("white")
     return figure
@@ -87,14 +85,15 @@ def alignment_figure(
 def alignment_image(alignment: Alignment) -> np.ndarray:
     """Return the distances and the expected alignment, side by side, as an image (H, W, 3).
 
-    The path of DTW is drawn in both, the first frames are at the lower left. It takes less time
-    than :func:`alignment_figure`.
+    The path of DTW is drawn over the distances, and the first frames are at the lower left. It
+    takes less time than :func:`alignment_figure`.
     """
-    heats = []
-    for values in (alignment.distance / 4, alignment.expected):
-        heat = coloured(np.uint8(255 * np.clip(values, 0, 1)))
-        heat[tuple(alignment.path.T)] = PATH
-        heats.append(heat[::-1])
+    heats = [
+        coloured(np.uint8(255 * np.clip(values, 0, 1)))
+        for values in (alignment.distance / 4, alignment.expected)
+    ]
+    heats[0][tuple(alignment.path.T)] = PATH
+    heats = [heat[::-1] for heat in heats]
     gap = np.full((len(heats[0]), 4, 3), 255, np.uint8)
     image = np.concatenate([heats[0], gap, heats[1]], axis=1)
     enlarged = max(1, 300 // len(image))

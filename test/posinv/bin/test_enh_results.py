@@ -35,7 +35,8 @@ def test_prints_what_it_writes(folder, capsys):
     assert written.startswith("# Mine\n")
     assert printed.strip() in written
     assert "| before fine-tuning |  12.3 |  56.8 |\n" in printed
-    assert "| ssl_mse            |         5.0 | 0.900 |    \N{EN DASH} |\n" in printed
+    dash = "\N{EN DASH}"
+    assert f"| ssl_mse            |         5.0 | 0.900 |    {dash} |      {dash} |\n" in printed
     assert "- command: `./run.sh`\n" in printed
 
 

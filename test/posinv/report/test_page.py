@@ -112,6 +112,14 @@ class TestPictures:
         alignment = pictures.align_features(x, x.repeat_interleave(2, 0), 0.1)
         assert alignment.path.tolist() == [[k // 2, k] for k in range(8)]
 
+    def test_image_has_the_path_at_the_lower_left(self):
+        x = torch.randn(150, 5)
+        image = pictures.alignment_image(pictures.align_features(x, x, 0.1))
+        assert image.shape == (300, 2 * (150 + 4 + 150), 3)
+        path = (image == pictures.PATH).all(axis=2)
+        assert path[-1, 0] and path[0, 299] and not path[0, 0]
+        assert path.sum() == 4 * 150
+
     def test_spectrogram_shows_a_tone_where_it_is(self):
         tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
         image = pictures.spectrogram(tone)
