@@ -492,7 +492,7 @@ def _layers(experiment: Experiment) -> Layers:
                     rows.append((experiment.labels[system], weights.softmax(0).tolist()))
         if rows:
             names = ["layer", *map(str, range(max(len(weights) for _, weights in rows)))]
-            title = f"{SHORT[task]}, random seed {experiment.seeds[0]}"
+            title = f"Head for {SHORT[task]}, random seed {experiment.seeds[0]}"
             tables.append({"title": title, "names": names, "rows": rows})
     return tables
 

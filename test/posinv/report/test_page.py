@@ -1,4 +1,5 @@
 import re
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -84,6 +85,19 @@ def test_an_utterance_may_be_chosen(enh_experiment, tmp_path):
     assert re.findall(r"<h3>(.*?)</h3>", out.read_text())[0] == "u5"
     with pytest.raises(InputError, match="--utterances no: not in"):
         write_report(experiment, out, "t", "", utterances=["no"])
+
+
+def test_command(enh_experiment, tmp_path, python):
+    out = tmp_path / "a report.html"
+    command = [*python, "-m", "posinv.bin.report", enh_experiment, "--out", out]
+    options = ["--systems", "enh ssl_mse", "--seeds", "2", "--title", "mine"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"the report: {out}\n"
+    text = out.read_text()
+    assert "<h1>mine</h1>" in text
+    assert "my &lt;b&gt;system" not in text
+    assert "random seed 2 " in text
 
 
 @pytest.mark.parametrize("state", ["empty", "no scores"])

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
@@ -104,9 +103,9 @@ def test_published(path):
     assert [column.name for column in table.columns] == ["system", "test_a&b", "published"]
 
 
-def test_command(path, tmp_path):
+def test_command(path, tmp_path, python):
     out = tmp_path / "results.json"
-    command = [sys.executable, "-m", "posinv.bin.results", path, "--format", "json", "--out", out]
+    command = [*python, "-m", "posinv.bin.results", path, "--format", "json", "--out", out]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["tables"]
