@@ -285,7 +285,8 @@ def _listen(experiment: Experiment, chosen: Sequence[str], missing: list[str]) -
         for system in experiment.systems
         if (path := experiment.enhanced(seed, system).with_name("spk1.scp")).is_file()
     }
-    heard, size = [], 0
+    heard: list[Heard] = []
+    size = 0
     for utterance in chosen or _middle(experiment, data, sets):
         first = [("clean", clean)] if clean else []
         audio: list[tuple[str, Mapping[str, str]]] = [*first]
@@ -328,7 +329,9 @@ def _middle(experiment: Experiment, data: Path, sets: Mapping[str, str]) -> list
     chosen = []
     for name in names:
         of_set = sorted(u for u, set_of in sets.items() if set_of == name)
-        short = [u for u in of_set if lengths[u] <= MAX_SECONDS] or [min(of_set, key=lengths.get)]
+        short = [u for u in of_set if lengths[u] <= MAX_SECONDS] or [
+            min(of_set, key=lambda u: lengths[u])
+        ]
         middle = sorted(short, key=lambda u: (lengths[u], u))[len(short) // 2]
         chosen.append(middle)
     return chosen
@@ -392,7 +395,7 @@ def _alignments(
         return [], ""
     utterance, seed = heard[0].name, experiment.seeds[0]
     data = cast(Path, experiment.test_data)
-    drawings = []
+    drawings: list[tuple[str, Markup]] = []
     speech = "clean" if experiment.tunes_enhancement else "test"
     try:
         table = read_table(data / ("spk1.scp" if experiment.tunes_enhancement else "wav.scp"))

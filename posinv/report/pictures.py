@@ -4,10 +4,12 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -88,10 +90,7 @@ def alignment_image(alignment: Alignment) -> np.ndarray:
     The path of DTW is drawn over the distances, and the first frames are at the lower left. It
     takes less time than :func:`alignment_figure`.
     """
-    heats = [
-        coloured(np.uint8(255 * np.clip(values, 0, 1)))
-        for values in (alignment.distance / 4, alignment.expected)
-    ]
+    heats = [coloured(_bytes(values)) for values in (alignment.distance / 4, alignment.expected)]
     heats[0][tuple(alignment.path.T)] = PATH
     heats = [heat[::-1] for heat in heats]
     gap = np.full((len(heats[0]), 4, 3), 255, np.uint8)
@@ -102,7 +101,16 @@ def alignment_image(alignment: Alignment) -> np.ndarray:
 
 def coloured(image: np.ndarray, colours: str = "magma") -> np.ndarray:
     """Return an image (H, W) of uint8 in colours, (H, W, 3) of uint8."""
-    return np.uint8(255 * matplotlib.colormaps[colours](np.arange(256))[:, :3])[image]
+    return _palette(colours)[image]
+
+
+def _palette(colours: str) -> np.ndarray:
+    """Return the 256 colours of a colour map, (256, 3) of uint8."""
+    return _bytes(np.asarray(matplotlib.colormaps[colours](np.arange(256)))[:, :3])
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return (255 * np.clip(values, 0, 1)).astype(np.uint8)
 
 
 def spectrogram(wave: np.ndarray, level: float | None = None) -> np.ndarray:
@@ -115,22 +123,21 @@ def spectrogram(wave: np.ndarray, level: float | None = None) -> np.ndarray:
     """
     power = spectrum(wave)
     top = float(power.max()) if level is None else level
-    return np.uint8(255 * np.clip((power[::-1] - top) / RANGE + 1, 0, 1))
+    return _bytes((power[::-1] - top) / RANGE + 1)
 
 
 def spectrum(wave: np.ndarray) -> np.ndarray:
     """Return the power of a 16 kHz wave (T,) in dB, (F, T'), a frame every 10 ms."""
-    wave = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
+    samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
     window = torch.hann_window(FFT)
-    short = torch.stft(wave, FFT, HOP, window=window, pad_mode="constant", return_complex=True)
+    short = torch.stft(samples, FFT, HOP, window=window, pad_mode="constant", return_complex=True)
     return (10 * torch.log10(short.abs().square() + 1e-10)).numpy()
 
 
 def png(image: np.ndarray, colours: str = "magma") -> bytes:
     """Return an image (H, W) of uint8 as PNG with 256 colours."""
     picture = Image.fromarray(image)
-    palette = matplotlib.colormaps[colours](np.arange(256))[:, :3]
-    picture.putpalette(np.uint8(255 * palette).tobytes())
+    picture.putpalette(_palette(colours).tobytes())
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return out.getvalue()
@@ -176,12 +183,12 @@ def convergence_figure(
         row[0].set_ylabel(quantity, fontsize=9)
     for panel, name in zip(grid[-1], axes, strict=True):
         panel.set_xlabel(name)
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for panel in grid.flat:
         handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    legend = figure.legend(
-        handles.values(),
-        handles.keys(),
+    figure.legend(
+        list(handles.values()),
+        list(handles),
         loc="outside upper left",
         ncols=min(len(handles), 6) or 1,
         frameon=False,
@@ -189,7 +196,6 @@ def convergence_figure(
         labelcolor=INK,
         handlelength=3,
     )
-    legend.set_in_layout(True)
     return figure
 
 
@@ -211,7 +217,7 @@ def svg(figure: Figure, name: str) -> str:
         name: makes the ids in it its own: another name for each drawing of a page.
     """
     out = io.StringIO()
-    options = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
     with matplotlib.rc_context(options):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
