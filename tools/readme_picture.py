@@ -1,6 +1,7 @@
-"""Draw README's picture: the soft-DTW alignment of noisy speech with faster clean speech.
+"""Draw README's pictures: the alignment of noisy speech with faster clean speech, and convergence.
 
-Run it where egs/mini/enh1 has made its data and its SSL model (stages 1 to 4):
+Run it where egs/mini/enh1 has made its data and its SSL model (stages 1 to 4); convergence needs
+its fine-tuning (stage 6), too:
 
     python tools/readme_picture.py --recipe egs/mini/enh1
 """
@@ -13,9 +14,11 @@ import torch
 from posinv.augment.speed import resample
 from posinv.bin.cli import command_parser, run
 from posinv.data.audio import SAMPLING_RATE, read_audio
-from posinv.data.files import atomic_file
 from posinv.data.tables import read_table
-from posinv.report.pictures import align_features, alignment_figure
+from posinv.report.convergence import LOGARITHMIC, fine_tuning_panels
+from posinv.report.curves import save_figure
+from posinv.report.experiment import Experiment
+from posinv.report.pictures import align_features, alignment_figure, convergence_figure
 from posinv.ssl.upstream import SSLUpstream
 
 SPEED = Fraction(11, 10)
@@ -29,7 +32,7 @@ def main() -> None:
     add("--test_set", default="test_seen", help="its formatted test set")
     add("--utterance", help="id in it; if not given, the first")
     add("--ssl", help="SSL model; if not given, the one that the recipe pretrained")
-    add("--out", type=Path, default=Path("tools/results/alignment.png"), help="image to write")
+    add("--out", type=Path, default=Path("tools/results"), help="folder of the images")
     args = parser.parse_args()
     data = args.recipe / "dump" / "raw" / args.test_set
     noisy, clean = (read_table(data / name) for name in ("wav.scp", "spk1.scp"))
@@ -47,8 +50,9 @@ def main() -> None:
     columns = f"clean, {float(SPEED)} times as fast"
     seconds = upstream.hop / SAMPLING_RATE
     figure = alignment_figure(align_features(x, y, gamma=0.1), seconds, "noisy speech", columns)
-    with atomic_file(args.out) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save_figure(figure, args.out / "alignment.png")
+    if panels := fine_tuning_panels(Experiment.read(args.recipe / "exp")):
+        save_figure(convergence_figure(panels, LOGARITHMIC), args.out / "convergence.png")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,10 @@ import base64
 import hashlib
 import io
 import json
-import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +15,6 @@ import jinja2
 import numpy as np
 import soundfile
 import torch
-import yaml
 from markupsafe import Markup
 from torch import Tensor
 
@@ -29,7 +25,14 @@ from posinv.data.files import write_atomic
 from posinv.data.tables import read_table, read_tsv
 from posinv.errors import InputError
 from posinv.report import pictures
-from posinv.report.curves import read_epochs
+from posinv.report.convergence import (
+    LOGARITHMIC,
+    Curves,
+    config_of,
+    epochs_of,
+    fine_tuning_panels,
+    head_panels,
+)
 from posinv.report.enhancement import METRICS
 from posinv.report.experiment import Experiment, Utterance
 from posinv.report.results import ERROR_RATES, NONE_PUBLISHED, SHORT, Published
@@ -171,94 +174,25 @@ def _by_task(found: Sequence[Difference]) -> list[tuple[str, list[Difference]]]:
 
 
 # ------------------------------------------------------------------------------- convergence
-@cache
-def _epochs(training: Path) -> list[dict[str, dict[str, float]]]:
-    try:
-        return read_epochs(training)
-    except InputError as error:
-        logging.warning("no curve: %s", error)
-        return []
-
-
-def _curves(
-    trainings: Mapping[str, Sequence[Path]], name: str, relative: bool = False, factor: float = 1
-) -> dict[str, dict[str, list[pictures.Curve]]]:
-    """Return a validation statistic of each training over updates and over minutes."""
-    curves: dict[str, dict[str, list[pictures.Curve]]] = {"updates": {}, "minutes": {}}
-    for system, directories in trainings.items():
-        for directory in directories:
-            epochs = [epoch for epoch in _epochs(directory) if name in epoch["valid"]]
-            values = [factor * epoch["valid"][name] for epoch in epochs]
-            if not values or not all(map(math.isfinite, values)):
-                continue
-            if relative:
-                values = [value / values[0] for value in values]
-            config = _config(directory)
-            accumulated = config.get("accum_grad") or 1
-            updates = [epoch["train"]["total_count"] / accumulated for epoch in epochs]
-            seconds = accumulate(
-                epoch["train"]["time"] + epoch["valid"]["time"] for epoch in epochs
-            )
-            minutes = [value / 60 for value in seconds]
-            for axis, x in (("updates", updates), ("minutes", minutes)):
-                curves[axis].setdefault(system, []).append((x, values))
-    return curves
-
-
-HEADS = "validation\nerror rate (%)"
-RELATIVE = "validation loss\n(first epoch = 1)"
-CONVERGENCE = {
-    "ssl_mse": "SSL features' MSE",
-    "alignment": "alignment loss",
-    "regulariser": "regulariser",
-    "ssl_frame_distance": "frame distance",
-    "ssl_effective_rank": "effective rank",
-}
-
-
 def _convergence(experiment: Experiment) -> list[tuple[Markup, str]]:
-    trainings = {
-        experiment.labels[system]: [
-            training
-            for seed in experiment.seeds
-            if (training := experiment.training(seed, system)) is not None
-        ]
-        for system in experiment.systems
-        if system not in ("noisy", "enh", "base")
-    }
-    panels = {RELATIVE: _curves(trainings, "loss", relative=True)}
-    for name, title in CONVERGENCE.items():
-        curves = _curves(trainings, name)
-        # A criterion's own loss is in the first panel.
-        if len(curves["updates"]) > 1 or (name != "ssl_mse" and curves["updates"]):
-            panels[title] = curves
     drawings = []
-    if panels[RELATIVE]["updates"]:
+    if panels := fine_tuning_panels(experiment):
         text = (
             "Fine-tuning: statistics of the validation set after each epoch, one line for each "
             "random seed. A loss is compared with its own first value, since the losses of "
             "different criteria have different units. Minutes are those of training and "
             "validation."
         )
-        drawings.append((_drawing(panels, "fine", ["regulariser"]), text))
+        drawings.append((_drawing(panels, "fine"), text))
     for task, title in (("pr", "PR head"), ("asr", "ASR head")):
-        heads = {
-            experiment.labels[system]: [
-                head
-                for seed in experiment.seeds
-                if (head := experiment.head(seed, system, task)).is_dir()
-            ]
-            for system in experiment.systems
-        }
-        panels = {HEADS: _curves(heads, "cer_ctc", factor=100)}
-        if panels[HEADS]["updates"]:
+        if panels := head_panels(experiment, task):
             text = f"{title}: token error rate of the validation set while the head learns."
             drawings.append((_drawing(panels, task), text))
     return drawings
 
 
-def _drawing(panels: Mapping, name: str, logarithmic: Sequence[str] = ()) -> Markup:
-    figure = pictures.convergence_figure(panels, logarithmic)
+def _drawing(panels: Mapping[str, Curves], name: str) -> Markup:
+    figure = pictures.convergence_figure(panels, LOGARITHMIC)
     return Markup(pictures.svg(figure, f"curves-{name}"))
 
 
@@ -433,7 +367,7 @@ def _features_of(
 ) -> tuple[Any, Tensor, float, float] | None:
     """Return an encoder, the wave to encode, the seconds of a frame, and gamma; or None."""
     training = experiment.training(seed, system)
-    config = _config(training) if training is not None else {}
+    config = config_of(training) if training is not None else {}
     if experiment.tunes_enhancement:
         model = _ssl_of(experiment, seed)
         scp = experiment.enhanced(seed, system).with_name("spk1.scp")
@@ -471,7 +405,7 @@ def _ssl_of(experiment: Experiment, seed: str) -> str | None:
     """Return the SSL model of the first training that names one, or the one pretrained here."""
     for system in experiment.systems:
         training = experiment.training(seed, system)
-        config = _config(training) if training is not None else {}
+        config = config_of(training) if training is not None else {}
         confs = [entry.get("conf") or {} for entry in config.get("criterions") or []]
         for name in (config.get("ssl"), *(conf.get("ssl") for conf in confs)):
             if name:
@@ -500,12 +434,6 @@ def _layers(experiment: Experiment) -> Layers:
     return tables
 
 
-@cache
-def _config(training: Path) -> dict[str, Any]:
-    path = training / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def _flat(value: object, key: str = "") -> dict[str, str]:
     if isinstance(value, Mapping) and value:
         pairs = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
@@ -521,7 +449,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     for system in experiment.systems:
         for seed in experiment.seeds[:1]:
             if (training := experiment.training(seed, system)) is not None:
-                flat[experiment.labels[system]] = _flat(_config(training))
+                flat[experiment.labels[system]] = _flat(config_of(training))
     keys = dict.fromkeys(key for options in flat.values() for key in options)
     rows = []
     for key in keys:
@@ -558,7 +486,7 @@ def _times(experiment: Experiment) -> list[Table]:
                 if (head := experiment.head(seed, system, task)).is_dir()
             ]
             for label, directory in places:
-                epochs = _epochs(directory)
+                epochs = epochs_of(directory)
                 seconds = sum(epoch[phase]["time"] for epoch in epochs for phase in epoch)
                 if epochs:
                     cells = Cell(_duration(seconds), seconds), Cell(str(len(epochs)), len(epochs))
