@@ -243,6 +243,19 @@ def check_pesq() -> Iterator[Line]:
         )
 
 
+def check_dnsmos() -> Iterator[Line]:
+    """Check that DNSMOS is installed."""
+    if importlib.util.find_spec("speechmos") and importlib.util.find_spec("onnxruntime"):
+        yield OK, "DNSMOS"
+    else:
+        yield (
+            NOTE,
+            "no DNSMOS: tables have no figures of it; to have it: "
+            f"{sys.executable} -m pip install -c tools/constraints.txt speechmos onnxruntime "
+            "requests",
+        )
+
+
 def free_memory() -> float | None:
     """Return the GB of memory that a program can get; None if it is unknown."""
     try:
@@ -277,6 +290,7 @@ CHECKS = (
     check_codecs,
     check_softdtw,
     check_pesq,
+    check_dnsmos,
     check_space,
 )
 

@@ -3,6 +3,7 @@
 from posinv.bin.cli import names, publish, results_parser, run
 from posinv.errors import InputError
 from posinv.report.enhancement import enhancement_report
+from posinv.report.experiment import LABELS
 from posinv.report.results import Published
 
 
@@ -18,13 +19,13 @@ def main() -> None:
         nargs="+",
         required=True,
         metavar="SYSTEM[=LABEL]",
-        help="rows of the tables, in order",
+        help="rows of the tables, in order; without a label, noisy and enh have ready ones",
     )
     parser.add_argument(
         "--enh_sets",
         type=names,
         required=True,
-        help="test sets over which SI-SDR, STOI and PESQ are averaged, as one argument: 'A B'",
+        help="test sets over which the signal measures are averaged, as one argument: 'A B'",
     )
     args = parser.parse_args()
     systems: dict[str, str] = {}
@@ -32,7 +33,7 @@ def main() -> None:
         system, _, label = entry.partition("=")
         if system in systems:
             raise InputError(f"--systems: {system} is named twice: name it once")
-        systems[system] = label or system
+        systems[system] = label or LABELS.get(system, system)
     published = Published.read(args.published)
     tables = enhancement_report(
         args.expdir, systems, args.sets, args.enh_sets, args.seeds, published, args.qbe_sets

@@ -1,10 +1,11 @@
-"""Score enhanced speech: SI-SDR, STOI and PESQ of each test set, and of each utterance."""
+"""Score enhanced speech: SI-SDR, STOI, PESQ and DNSMOS of each test set, and of each utterance."""
 
 import json
 from pathlib import Path
 
 from posinv.bin.cli import command_parser, run
 from posinv.data.files import write_atomic
+from posinv.data.tables import write_tsv
 from posinv.scoring.enhancement import ENHANCEMENT_METRICS, score_enhancement
 
 
@@ -32,8 +33,7 @@ def main() -> None:
         args.ref_scp, args.inf_scp, args.utt2set, args.sampling_rate, args.nj
     )
     columns = ("utterance", "set", *ENHANCEMENT_METRICS)
-    lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
-    write_atomic(args.out.with_suffix(".tsv"), "".join("\t".join(line) + "\n" for line in lines))
+    write_tsv(args.out.with_suffix(".tsv"), columns, rows)
     write_atomic(args.out, json.dumps(means, indent=2) + "\n")
 
 

@@ -1,11 +1,12 @@
-"""Score transcripts: the error rate of each test set, and the alignments that have errors."""
+"""Score transcripts: the error rate of each test set, and each utterance's errors."""
 
 import json
 from pathlib import Path
 
 from posinv.bin.cli import command_parser, run
 from posinv.data.files import write_atomic
-from posinv.scoring.text import score_text
+from posinv.data.tables import write_tsv
+from posinv.scoring.text import UTTERANCE_COLUMNS, score_text
 
 
 def main() -> None:
@@ -23,10 +24,12 @@ def main() -> None:
         "--out",
         type=Path,
         required=True,
-        help="JSON file for the error rate of each set; the alignments go into .txt beside it",
+        help="JSON file for the error rate of each set; beside it, .tsv gets the errors of each "
+        "utterance, and .txt the alignments that have errors",
     )
     args = parser.parse_args()
-    scores, alignments = score_text(args.ref, args.hyp, args.utt2set, args.unit)
+    scores, utterances, alignments = score_text(args.ref, args.hyp, args.utt2set, args.unit)
+    write_tsv(args.out.with_suffix(".tsv"), UTTERANCE_COLUMNS, utterances)
     write_atomic(args.out.with_suffix(".txt"), alignments)
     write_atomic(args.out, json.dumps(scores, indent=2) + "\n")
 

@@ -1,7 +1,7 @@
-"""Kaldi's tables: ``<id> <rest of line>``, sorted by id."""
+"""Kaldi's tables, ``<id> <rest of line>``, sorted by id; tables with tabs and a header."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from posinv.data.files import read_text, write_atomic
@@ -66,3 +66,39 @@ def read_token_list(path: Path | str) -> set[str]:
     if not tokens:
         raise InputError(f"{path}: an empty token list")
     return tokens
+
+
+def write_tsv(
+    path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
+) -> None:
+    """Write a header and a line for each row, cells between tabs, atomically.
+
+    Args:
+        path: the file.
+        columns: the header.
+        rows: each row's cells by column, without tabs and line ends; a missing one is empty.
+    """
+    lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
+    write_atomic(path, "".join("\t".join(line) + "\n" for line in lines))
+
+
+def read_tsv(path: Path | str, columns: Iterable[str]) -> list[dict[str, str]]:
+    """Read a file of :func:`write_tsv`: the cells of each row by column.
+
+    Raises:
+        InputError: no such file; a column of ``columns`` is missing; a line that has not as many
+            cells as the header.
+    """
+    path = Path(path)
+    try:
+        header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file: score again") from None
+    names = header.split("\t")
+    if missing := set(columns) - set(names):
+        raise InputError(f"{path}: no column {min(missing)}: score again")
+    rows = [line.split("\t") for line in lines]
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(names):
+            raise InputError(f"{path}: line {number}: not {len(names)} cells: score again")
+    return [dict(zip(names, row, strict=True)) for row in rows]

@@ -2,10 +2,10 @@
 
 import argparse
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
@@ -16,7 +16,11 @@ from posinv.data.files import write_atomic
 from posinv.errors import InputError
 from posinv.models.nonfinite import first_nonfinite
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 SHOWN = 8  # utterances in a message
+Batch = tuple[list[str], dict[str, Any]]
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
@@ -33,6 +37,8 @@ class SeededTrainer(Trainer):
       the last ones are dropped. ESPnet would add them to the next epoch's, but does not save them
       in the checkpoint, so a resumed run would differ.
     - Checkpoints are written atomically.
+    - With ``use_tensorboard``, TensorBoard also gets pictures and audio at each validation, see
+      :func:`~posinv.espnet.tensorboard.show_validation`.
 
     ESPnet leaves out each update whose gradient is not finite, for ever. Here, more than
     ``--nonfinite_updates`` in a row end the training.
@@ -40,6 +46,8 @@ class SeededTrainer(Trainer):
 
     nonfinite_updates: int  # ESPnet makes no instance of its trainer
     watch: "NonFiniteWatch"
+    _writer: "SummaryWriter | None" = None
+    _updates = 0
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -131,6 +139,8 @@ class SeededTrainer(Trainer):
     @classmethod
     def train_one_epoch(cls, optimizers: Sequence[torch.optim.Optimizer], **kwargs: Any) -> bool:
         """Drop the gradients that the last epoch left, and run ESPnet's epoch."""
+        # ESPnet gives it to the training only, and to one process only.
+        cls._writer = kwargs["summary_writer"]
         for optimizer in optimizers:
             optimizer.zero_grad()
         cls.watch.begin_epoch()
@@ -138,14 +148,39 @@ class SeededTrainer(Trainer):
         if super().train_one_epoch(optimizers=optimizers, **kwargs):
             cls.watch.refuse_epoch()
         cls.watch.check()
+        cls._updates = kwargs["reporter"].get_total_count()
         return False
 
     @classmethod
     @torch.no_grad()
-    def validate_one_epoch(cls, *, options: TrainerOptions, **kwargs: Any) -> None:
-        """Set the random seed to ``options.seed``, and run ESPnet's validation."""
+    def validate_one_epoch(
+        cls,
+        *,
+        model: torch.nn.Module,
+        iterator: Iterable[Batch],
+        options: TrainerOptions,
+        **kwargs: Any,
+    ) -> None:
+        """Set the random seed to ``options.seed``, run ESPnet's validation, and show some of it."""
         set_all_random_seed(options.seed)
-        super().validate_one_epoch(options=options, **kwargs)
+        first: list[Batch] = []
+        super().validate_one_epoch(
+            model=model,
+            iterator=_keep_first(iterator, first),
+            options=options,
+            **kwargs,
+        )
+        if cls._writer is not None and first:
+            from posinv.espnet.tensorboard import show_validation  # imports matplotlib, 1 s
+
+            show_validation(model, *first[0], cls._writer, cls._updates)
+
+
+def _keep_first(batches: Iterable[Batch], first: list[Batch]) -> Iterator[Batch]:
+    for names, batch in batches:
+        if not first:
+            first.append((names, dict(batch)))  # ESPnet changes it
+        yield names, batch
 
 
 class NonFiniteWatch:

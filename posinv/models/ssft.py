@@ -173,7 +173,7 @@ class SSFTModel(nn.Module):
         first, second = (list(speech), speech_lengths), (list(view), view_lengths)
         if self.swap_views and self.training:
             first, second = _swapped(first, second, utt_id)
-        hidden, frames = self._view_features(first, second)
+        hidden, frames = self.view_features(first, second)
         x, y = (F.normalize(self.projection(features).float(), dim=2) for features in hidden)
 
         alignment, regulariser = self.pair_losses(x, y, *frames)
@@ -189,10 +189,15 @@ class SSFTModel(nn.Module):
                 stats[f"{prefix}effective_rank"] = effective_rank(features, frames[0]).mean()
         return loss, stats, loss.new_full((), len(speech))
 
-    def _view_features(
+    def view_features(
         self, first: _Views, second: _Views
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Return the aligned layer's features of both, and the frames of both."""
+        """Return the aligned layer's features of two views, and the frames of both.
+
+        Args:
+            first: waveforms of each utterance, and their lengths ``(B,)`` in samples.
+            second: the other view of the same utterances.
+        """
         if self.reference is None:
             waves = nn.utils.rnn.pad_sequence([*first[0], *second[0]], batch_first=True)
             hidden, frames = self.features(waves, torch.cat([first[1], second[1]]))

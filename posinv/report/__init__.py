@@ -1,1 +1,1 @@
-"""Results tables, training curves and model cards."""
+"""Results tables, significance, the HTML report, training curves and model cards."""

@@ -4,20 +4,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from posinv.report.results import (
-    ERROR_RATES,
-    NONE_PUBLISHED,
-    Published,
-    aggregate,
-    error_rate_cells,
-    markdown_table,
-    read_scores,
-    scores_of_seeds,
-    search_table,
-    seeds_caption,
-)
+from posinv.report.error_rates import error_rate_table, search_table
+from posinv.report.experiment import Experiment
+from posinv.report.results import ERROR_RATES, NONE_PUBLISHED, Published, seeds_caption
+from posinv.report.significance import Difference, differences, legend
+from posinv.report.tables import Cell, Column, ScoreReader, Table, figure
 
-METRICS = {"si_sdr": ("SI-SDR (dB)", 1), "stoi": ("STOI", 3), "pesq": ("PESQ", 2)}
+METRICS = {
+    "si_sdr": ("SI-SDR (dB)", 1),
+    "stoi": ("STOI", 3),
+    "pesq": ("PESQ", 2),
+    "dnsmos": ("DNSMOS", 2),
+}
 
 
 def enhancement_report(
@@ -29,15 +27,16 @@ def enhancement_report(
     published: Published = NONE_PUBLISHED,
     qbe_sets: Sequence[str] = (),
 ) -> str:
-    """Return the tables of a speech enhancement recipe: PER, WER, and SI-SDR, STOI and PESQ.
+    """Return the tables of a speech enhancement recipe: error rates and signal measures.
 
     Args:
         expdir: folder with ``seed<seed>/<system>/superb/{pr,asr}/best/decode/scores.json`` and
             ``seed<seed>/<system>/enhanced/scores.json``; with ``qbe_sets``, also
-            ``seed<seed>/<system>/qbe/scores.json``.
+            ``seed<seed>/<system>/qbe/scores.json``. Where ``scores.tsv`` is beside the scores of
+            the heads, the tables have marks of significance.
         systems: the row's label for each system.
         sets: test sets of PER and WER.
-        enh_sets: test sets over which SI-SDR, STOI and PESQ are averaged.
+        enh_sets: test sets over which SI-SDR, STOI, PESQ and DNSMOS are averaged.
         seeds: random seeds.
         published: published figures, for columns beside ours.
         qbe_sets: test sets of a further table, of query-by-example search; none: no such table.
@@ -46,49 +45,68 @@ def enhancement_report(
         Markdown.
 
     Raises:
-        InputError: a score is missing. PESQ may be null: it wasn't computed then.
+        InputError: a score is missing. PESQ and DNSMOS may be null: they weren't computed then.
     """
-    over = seeds_caption(seeds)
-    parts = []
-    for task, caption in ERROR_RATES.items():
-        rows = [
-            [
-                label,
-                *published.beside(
-                    error_rate_cells(expdir, seeds, system, task, sets), task, sets, system
-                ),
-            ]
-            for system, label in systems.items()
-        ]
-        header = ["system", *published.beside(sets, task, sets)]
-        parts.append(f"{caption}, {over}:\n\n{markdown_table(header, rows)}")
-    if qbe_sets:
-        parts.append(search_table(expdir, systems, qbe_sets, seeds, published, "system"))
-    if sources := published.sources():
-        parts.append(sources)
+    experiment = Experiment(Path(expdir), tuple(systems), tuple(seeds))
+    found = differences(experiment, dict.fromkeys(ERROR_RATES, sets))
+    tables = enhancement_tables(
+        experiment, systems, sets, enh_sets, ScoreReader(), published, qbe_sets, found
+    )
+    return "\n".join(table.markdown() for table in tables)
 
+
+def enhancement_tables(
+    experiment: Experiment,
+    labels: Mapping[str, str],
+    sets: Sequence[str],
+    enh_sets: Sequence[str],
+    read: ScoreReader,
+    published: Published,
+    qbe_sets: Sequence[str],
+    found: Sequence[Difference],
+) -> list[Table]:
+    """Return the tables of :func:`enhancement_report`, with the marks of the comparisons found."""
+    tables = [
+        error_rate_table(experiment, labels, task, sets, read, published, found)
+        for task in ERROR_RATES
+    ]
+    tables[-1].notes.append(legend(found, labels))
+    if qbe_sets:
+        tables.append(search_table(experiment, labels, qbe_sets, read, published, "system"))
+    tables[-1].notes.append(published.sources())
+    if enh_sets:
+        tables.append(_signal_table(experiment, labels, enh_sets, read))
+    return tables
+
+
+def _signal_table(
+    experiment: Experiment, labels: Mapping[str, str], sets: Sequence[str], read: ScoreReader
+) -> Table:
     rows, notes = [], []
     metrics = [*METRICS, *map(_failed, METRICS), "utterances"]
-    for system, label in systems.items():
-        row = [label]
+    for system, label in labels.items():
+        row = [Cell(label)]
         of_seeds = [
-            list(read_scores(path, enh_sets, metrics).values())
-            for path in scores_of_seeds(expdir, seeds, system, "enhanced")
+            list(read(experiment.enhanced(seed, system), sets, metrics).values())
+            for seed in experiment.seeds
         ]
         for metric, (name, decimals) in METRICS.items():
             means = [_mean([scores[metric] for scores in of_sets]) for of_sets in of_seeds]
-            row.append(aggregate(means, decimals))
+            row.append(figure(means, decimals))
             every = [scores for of_sets in of_seeds for scores in of_sets]
             if failed := sum(scores[_failed(metric)] or 0 for scores in every):
                 total = sum(scores["utterances"] or 0 for scores in every)
                 notes.append(f"{name} of {label}: {failed} of {total}")
         rows.append(row)
-    header = ["system", *(name for name, _ in METRICS.values())]
-    table = markdown_table(header, rows)
-    parts.append(f"Enhancement, mean of {' and '.join(enh_sets)}, {over}:\n\n{table}")
+    table = Table(
+        "Enhancement",
+        f"Enhancement, mean of {' and '.join(sets)}, {seeds_caption(experiment.seeds)}",
+        [Column("system"), *(Column(name, "high") for name, _ in METRICS.values())],
+        rows,
+    )
     if notes:
-        parts.append(f"Utterances left out, as their score is undefined: {'; '.join(notes)}.\n")
-    return "\n".join(parts)
+        table.notes.append(f"Utterances left out, as their score is undefined: {'; '.join(notes)}.")
+    return table
 
 
 def _failed(metric: str) -> str:

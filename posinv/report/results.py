@@ -6,7 +6,7 @@ import platform
 import shutil
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
@@ -109,68 +109,6 @@ def read_scores(
     return {name: scores[name] for name in sets}
 
 
-def scores_of_seeds(
-    expdir: Path | str, seeds: Sequence[str], system: str, scored: str
-) -> list[Path]:
-    """Return the path of a system's ``<scored>/scores.json`` for each random seed."""
-    return [Path(expdir) / f"seed{seed}" / system / scored / "scores.json" for seed in seeds]
-
-
-def error_rate_cells(
-    expdir: Path | str, seeds: Sequence[str], system: str, task: str, sets: Sequence[str]
-) -> list[str]:
-    """Return the cells of a table's row: a system's error rate in each test set.
-
-    Args:
-        expdir: folder with ``seed<seed>/<system>/superb/<task>/best/decode/scores.json``.
-        seeds: random seeds; see :func:`aggregate` for several.
-        system: name of the system.
-        task: ``pr`` or ``asr``.
-        sets: test sets.
-
-    Raises:
-        InputError: a score is missing.
-    """
-    of_seeds = [
-        [row["rate"] for row in read_scores(path, sets, ["rate"]).values()]
-        for path in scores_of_seeds(expdir, seeds, system, f"superb/{task}/best/decode")
-    ]
-    return [aggregate(rates) for rates in zip(*of_seeds, strict=True)]
-
-
-def search_table(
-    expdir: Path | str,
-    systems: Mapping[str, str],
-    sets: Sequence[str],
-    seeds: Sequence[str],
-    published: "Published",
-    corner: str,
-) -> str:
-    """Return the table of query-by-example search, with a caption: each system's MTWV.
-
-    Args:
-        expdir: folder with ``seed<seed>/<system>/qbe/scores.json``.
-        systems: the row's label for each system.
-        sets: test sets that are searched.
-        seeds: random seeds.
-        published: published figures, for columns beside ours.
-        corner: header of the first column.
-
-    Raises:
-        InputError: a score is missing.
-    """
-    rows = []
-    for system, label in systems.items():
-        of_seeds = [
-            [100 * float(row["mtwv"] or 0) for row in read_scores(path, sets, ["mtwv"]).values()]
-            for path in scores_of_seeds(expdir, seeds, system, "qbe")
-        ]
-        cells = [aggregate(values) for values in zip(*of_seeds, strict=True)]
-        rows.append([label, *published.beside(cells, "qbe", sets, system)])
-    table = markdown_table([corner, *published.beside(sets, "qbe", sets)], rows)
-    return f"{QUERY_SEARCH}, {seeds_caption(seeds)}:\n\n{table}"
-
-
 @dataclass(frozen=True)
 class Published:
     """Figures that others have published, for tables that compare them with ours.
@@ -202,9 +140,14 @@ class Published:
             figures[key] = str(entry["figure"]), str(entry["source"])
         return cls(figures)
 
-    def beside(
-        self, cells: Sequence[str], task: str, sets: Sequence[str], system: str | None = None
-    ) -> list[str]:
+    def beside[T](
+        self,
+        cells: Sequence[T],
+        task: str,
+        sets: Sequence[str],
+        system: str | None = None,
+        make: Callable[[str], T] = str,  # type: ignore[assignment]  # T is str then
+    ) -> list[T]:
         """Insert the cells of the published figures into a row of a table.
 
         A test set for which any system has a published figure gets a column for such figures,
@@ -215,6 +158,7 @@ class Published:
             task: ``pr``, ``asr`` or ``qbe``.
             sets: test sets.
             system: the system of the row; None: the row is the table's header.
+            make: makes a cell of a text.
 
         Returns:
             The row with the new cells, which are empty where this system has no published figure.
@@ -224,10 +168,10 @@ class Published:
             row.append(cell)
             if any(key[1:] == (task, name) for key in self.figures):
                 if system is None:
-                    row.append("published")
+                    row.append(make("published"))
                 else:
                     figure, _ = self.figures.get((system, task, name), ("", ""))
-                    row.append(figure)
+                    row.append(make(figure))
         return row
 
     def sources(self) -> str:
@@ -236,7 +180,7 @@ class Published:
             f"{system}, {SHORT[task]} {name}: {figure} ({source})"
             for (system, task, name), (figure, source) in self.figures.items()
         ]
-        return f"Published: {'; '.join(named)}.\n" if named else ""
+        return f"Published: {'; '.join(named)}." if named else ""
 
 
 NONE_PUBLISHED = Published()

@@ -8,17 +8,18 @@ import yaml
 
 from posinv.errors import InputError
 from posinv.report.curves import read_epochs
+from posinv.report.error_rates import error_rate_cells, search_table
+from posinv.report.experiment import Experiment
 from posinv.report.results import (
+    ABSENT,
     ERROR_RATES,
     NONE_PUBLISHED,
     SHORT,
     Published,
-    aggregate,
-    error_rate_cells,
-    markdown_table,
-    search_table,
     seeds_caption,
 )
+from posinv.report.significance import Difference, differences, legend
+from posinv.report.tables import Cell, Column, ScoreReader, Table, figure
 
 COLLAPSE = {"frame_distance": ("frame distance", 3), "effective_rank": ("effective rank", 1)}
 
@@ -51,44 +52,79 @@ def ssft_report(
     Raises:
         InputError: a file in ``expdir`` is missing.
     """
+    experiment = Experiment(Path(expdir), tuple(systems), tuple(seeds))
+    found = differences(experiment, dict.fromkeys(ERROR_RATES, sets))
+    tables = ssft_tables(experiment, sets, ScoreReader(), published, qbe_sets, found)
+    return "\n".join(table.markdown() for table in tables)
+
+
+def ssft_tables(
+    experiment: Experiment,
+    sets: Sequence[str],
+    read: ScoreReader,
+    published: Published,
+    qbe_sets: Sequence[str],
+    found: Sequence[Difference],
+) -> list[Table]:
+    """Return the tables of :func:`ssft_report`, with the marks of the comparisons found."""
     rows, collapse_rows = [], []
-    for system in systems:
-        directories = [Path(expdir) / f"seed{seed}" / system for seed in seeds]
-        row = [system]
+    for system in experiment.systems:
+        row = [Cell(system)]
         for task in ERROR_RATES:
-            cells = error_rate_cells(expdir, seeds, system, task, sets)
-            row += published.beside(cells, task, sets, system)
-            row.append(_learning_rates([path / "superb" / task / "best" for path in directories]))
-        minutes = [None if system == "base" else _minutes(path) for path in directories]
-        rows.append([*row, aggregate(minutes)])
-        spreads = [read_collapse(path / "collapse.json") for path in directories]
+            cells = error_rate_cells(experiment, system, task, sets, read, found)
+            row += published.beside(cells, task, sets, system, Cell)
+            heads = [experiment.head(seed, system, task) for seed in experiment.seeds]
+            row.append(Cell(_learning_rates(heads, read)))
+        directories = [experiment.folder(seed, system) for seed in experiment.seeds]
+        minutes = [None if system == "base" else _minutes(path, read) for path in directories]
+        rows.append([*row, figure(minutes)])
+        spreads = [_collapse(path / "collapse.json", read) for path in directories]
         collapse_rows.append(
             [
-                system,
+                Cell(system),
                 *(
-                    aggregate([spread[name] for spread in spreads], decimals)
+                    figure([spread[name] for spread in spreads], decimals)
                     for name, (_, decimals) in COLLAPSE.items()
                 ),
             ]
         )
-    header = ["SSL model"]
+    columns = [Column("SSL model")]
     for task in ERROR_RATES:
-        header += published.beside([f"{SHORT[task]} {name}" for name in sets], task, sets)
-        header.append(f"lr for {SHORT[task]}")
-    over = seeds_caption(seeds)
-    sources = f"{text}\n" if (text := published.sources()) else ""
-    table = markdown_table([*header, "minutes"], rows)
-    search = ""
+        ours = [Column(f"{SHORT[task]} {name}", "low") for name in sets]
+        columns += published.beside(ours, task, sets, make=Column)
+        columns.append(Column(f"lr for {SHORT[task]}"))
+    over = seeds_caption(experiment.seeds)
+    tables = [
+        Table(
+            "Error rates",
+            f"Error rates (%), {over}; each head's learning rate is the best on the validation "
+            "set; minutes of fine-tuning",
+            [*columns, Column("minutes")],
+            rows,
+            [legend(found, {})],
+        )
+    ]
     if qbe_sets:
-        labels = {system: system for system in systems}
-        search = search_table(expdir, labels, qbe_sets, seeds, published, "SSL model") + "\n"
-    spread = markdown_table(["SSL model", *(name for name, _ in COLLAPSE.values())], collapse_rows)
-    return (
-        f"Error rates (%), {over}; each head's learning rate is the best on the validation set; "
-        f"minutes of fine-tuning:\n\n{table}\n{search}{sources}"
-        "Last layer's features of the validation set, L2-normalised: mean distance of an "
-        f"utterance's frames, and their effective rank, {over}:\n\n{spread}"
+        labels = {system: system for system in experiment.systems}
+        tables.append(search_table(experiment, labels, qbe_sets, read, published, "SSL model"))
+    tables[-1].notes.append(published.sources())
+    tables.append(
+        Table(
+            "Spread of the features",
+            "Last layer's features of the validation set, L2-normalised: mean distance of an "
+            f"utterance's frames, and their effective rank, {over}",
+            [Column("SSL model"), *(Column(name) for name, _ in COLLAPSE.values())],
+            collapse_rows,
+        )
     )
+    return tables
+
+
+def _collapse(path: Path, read: ScoreReader) -> Mapping[str, float | None]:
+    try:
+        return read_collapse(path)
+    except InputError as error:
+        return read.lack(error, dict.fromkeys(COLLAPSE))
 
 
 def read_collapse(path: Path) -> Mapping[str, float]:
@@ -103,13 +139,16 @@ def read_collapse(path: Path) -> Mapping[str, float]:
         raise InputError(f"{path}: {error.strerror}: run measure_collapse") from error
 
 
-def _minutes(training: Path) -> float:
+def _minutes(training: Path, read: ScoreReader) -> float | None:
     """Return the minutes that a training's epochs took."""
-    epochs = read_epochs(training)
+    try:
+        epochs = read_epochs(training)
+    except InputError as error:
+        return read.lack(error, None)
     return sum(epoch[phase]["time"] for epoch in epochs for phase in epoch) / 60
 
 
-def _learning_rates(heads: Sequence[Path]) -> str:
+def _learning_rates(heads: Sequence[Path], read: ScoreReader) -> str:
     """Return the learning rates of heads, each once, in ascending order."""
     rates = set()
     for head in heads:
@@ -117,5 +156,5 @@ def _learning_rates(heads: Sequence[Path]) -> str:
         try:
             rates.add(float(yaml.safe_load(path.read_text(encoding="utf-8"))["optim_conf"]["lr"]))
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror}: train the head") from error
+            return read.lack(InputError(f"{path}: {error.strerror}: train the head"), ABSENT)
     return ", ".join(f"{rate:g}" for rate in sorted(rates))

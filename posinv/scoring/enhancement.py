@@ -1,4 +1,4 @@
-"""Scores of enhanced speech: SI-SDR, STOI and PESQ."""
+"""Scores of enhanced speech: SI-SDR, STOI, PESQ and DNSMOS."""
 
 import logging
 import math
@@ -20,7 +20,13 @@ try:
 except ImportError:
     pesq = None
 
-ENHANCEMENT_METRICS = ("si_sdr", "stoi", "pesq")
+try:
+    from speechmos import dnsmos
+except ImportError:
+    dnsmos = None
+
+ENHANCEMENT_METRICS = ("si_sdr", "stoi", "pesq", "dnsmos", "dnsmos_sig", "dnsmos_bak")
+DNSMOS_NAMES = {"dnsmos": "ovrl_mos", "dnsmos_sig": "sig_mos", "dnsmos_bak": "bak_mos"}
 PESQ_MODES = {8000: "nb", 16000: "wb"}
 
 
@@ -51,6 +57,11 @@ def has_pesq(fs: int) -> bool:
     return pesq is not None and fs in PESQ_MODES
 
 
+def has_dnsmos(fs: int) -> bool:
+    """Whether DNSMOS can be computed: ``speechmos`` is installed, and the rate is 16 kHz."""
+    return dnsmos is not None and fs == 16000
+
+
 def enhancement_scores(ref: np.ndarray, est: np.ndarray, fs: int) -> dict[str, float]:
     """Scores of one enhanced utterance.
 
@@ -62,7 +73,10 @@ def enhancement_scores(ref: np.ndarray, est: np.ndarray, fs: int) -> dict[str, f
     Returns:
         ``si_sdr`` in dB; ``stoi`` (C. Taal et al., 2011), at most 1; and, if :func:`has_pesq`,
         ``pesq``, the MOS-LQO of ITU-T P.862.2 (wideband) at 16 kHz or of P.862.1 (narrowband) at
-        8 kHz. NaN where a score is undefined: for silence, and for speech that is too quiet or too
+        8 kHz; and, if :func:`has_dnsmos`, ``dnsmos``, ``dnsmos_sig`` and ``dnsmos_bak``, the
+        overall, speech and background quality in 1 to 5 that a network predicts from the enhanced
+        speech alone (C. Reddy et al., "DNSMOS P.835", ICASSP 2022; shorter speech is repeated to
+        9 s). NaN where a score is undefined: for silence, and for speech that is too quiet or too
         short (STOI needs 30 frames, about 0.4 s; PESQ needs 0.25 s).
 
     Raises:
@@ -73,6 +87,8 @@ def enhancement_scores(ref: np.ndarray, est: np.ndarray, fs: int) -> dict[str, f
     scores = {"si_sdr": si_sdr(est, ref), "stoi": _stoi(ref, est, fs)}
     if has_pesq(fs):
         scores["pesq"] = _pesq(ref, est, fs)
+    if has_dnsmos(fs):
+        scores |= _dnsmos(est, fs)
     return scores
 
 
@@ -96,6 +112,13 @@ def _pesq(ref: np.ndarray, est: np.ndarray, fs: int) -> float:
         return math.nan
 
 
+def _dnsmos(est: np.ndarray, fs: int) -> dict[str, float]:
+    if not est.any():
+        return dict.fromkeys(DNSMOS_NAMES, math.nan)
+    scores = dnsmos.run(np.clip(est, -1, 1), fs)
+    return {name: float(scores[key]) for name, key in DNSMOS_NAMES.items()}
+
+
 def score_enhancement(
     ref_scp: Path | str,
     inf_scp: Path | str,
@@ -115,10 +138,10 @@ def score_enhancement(
     Returns:
         The scores of each set, and a list with the scores of each utterance.
 
-        A set has the means ``si_sdr``, ``stoi`` and ``pesq`` over the utterances whose score is
-        finite (None if there are none); the number of ``utterances``; and ``si_sdr_failed``,
-        ``stoi_failed`` and ``pesq_failed``, the numbers of utterances whose score isn't finite
-        (None if PESQ wasn't computed). An utterance has its id, ``utterance``, its ``set``, and the
+        A set has the mean of each of :data:`ENHANCEMENT_METRICS` over the utterances whose score
+        is finite (None if there are none); the number of ``utterances``; and ``si_sdr_failed``
+        and so on, the numbers of utterances whose score isn't finite (None if it wasn't
+        computed). An utterance has its id, ``utterance``, its ``set``, and the
         scores of :func:`enhancement_scores`.
 
     Raises:
@@ -131,6 +154,9 @@ def score_enhancement(
     if not has_pesq(sampling_rate):
         why = "it needs 8 or 16 kHz" if pesq else "the package pesq is not installed"
         logging.warning("PESQ is left out: %s", why)
+    if not has_dnsmos(sampling_rate):
+        why = "it needs 16 kHz" if dnsmos else "the package speechmos is not installed"
+        logging.warning("DNSMOS is left out: %s", why)
 
     def score(utterance: str) -> dict[str, float]:
         try:

@@ -12,6 +12,7 @@ from posinv.data.tables import read_table
 from posinv.errors import InputError
 
 Unit = Literal["word", "phone", "char"]
+UTTERANCE_COLUMNS = ("utterance", "set", "errors", "ref_tokens", "ref", "hyp")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,48 @@ def _align(
     return process(references, hypotheses)
 
 
+def aligned_tokens(ref: str, hyp: str) -> list[tuple[str, str, str]]:
+    """Align two transcripts whose tokens stand between blanks.
+
+    Returns:
+        (kind, reference's tokens, hypothesis' tokens) of each piece, in order; kind is ``equal``,
+        ``substitute``, ``insert`` or ``delete``. An insertion has no reference, a deletion no
+        hypothesis: there the string is empty.
+    """
+    aligned = _align({"": ref}, {"": hyp}, "word")
+    refs, hyps = ref.split(), hyp.split()
+    return [
+        (
+            chunk.type,
+            " ".join(refs[chunk.ref_start_idx : chunk.ref_end_idx]),
+            " ".join(hyps[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+        )
+        for chunk in aligned.alignments[0]
+    ]
+
+
+def _utterances(
+    refs: Mapping[str, str], hyps: Mapping[str, str], name: str, unit: Unit
+) -> list[dict[str, str | int]]:
+    """Return the rows of a set's utterances, with :data:`UTTERANCE_COLUMNS`."""
+    aligned = _align(refs, hyps, unit)
+    rows: list[dict[str, str | int]] = []
+    for utterance, tokens, chunks in zip(refs, aligned.references, aligned.alignments, strict=True):
+        wrong = [chunk for chunk in chunks if chunk.type != "equal"]
+        sides = [(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in wrong]
+        rows.append(
+            {
+                "utterance": utterance,
+                "set": name,
+                "errors": sum(max(side) for side in sides),
+                "ref_tokens": len(tokens),
+                "ref": " ".join(refs[utterance].split()),
+                "hyp": " ".join(hyps[utterance].split()),
+            }
+        )
+    return rows
+
+
 def read_transcripts(ref: Path | str, hyp: Path | str) -> tuple[dict[str, str], dict[str, str]]:
     """Read references and hypotheses, files of ``<utterance id> <transcript>`` lines.
 
@@ -98,8 +141,8 @@ def read_transcripts(ref: Path | str, hyp: Path | str) -> tuple[dict[str, str], 
 
 def score_text(
     ref: Path | str, hyp: Path | str, utt2set: Path | str, unit: Unit
-) -> tuple[dict[str, dict[str, float | int]], str]:
-    """Compute the error rate of each test set.
+) -> tuple[dict[str, dict[str, float | int]], list[dict[str, str | int]], str]:
+    """Compute the error rate of each test set, and the errors of each utterance.
 
     Args:
         ref: reference transcripts, ``<utterance id> <transcript>`` lines.
@@ -108,7 +151,8 @@ def score_text(
         unit: the tokens, see :func:`error_rate`.
 
     Returns:
-        :meth:`ErrorRate.to_dict` for each set, and the alignments with errors as text.
+        :meth:`ErrorRate.to_dict` for each set; a row with :data:`UTTERANCE_COLUMNS` for each
+        utterance; and the alignments with errors as text.
 
     Raises:
         InputError: a file that cannot be read; utterance ids that don't match; a set without
@@ -117,7 +161,7 @@ def score_text(
     refs, hyps = read_transcripts(ref, hyp)
     sets = read_table(utt2set)
     require_same_ids(refs, sets, ref, utt2set)
-    scores, texts = {}, []
+    scores, rows, texts = {}, [], []
     for name, ids in by_set(sets).items():
         set_refs, set_hyps = ({i: table[i] for i in ids} for table in (refs, hyps))
         try:
@@ -125,12 +169,13 @@ def score_text(
         except InputError as error:
             raise InputError(f"{ref}: set {name}: {error}") from error
         scores[name] = result.to_dict()
+        rows += _utterances(set_refs, set_hyps, name, unit)
         texts.append(
             f"##### {name}: {unit} error rate {result.rate:.2f} % ({result.errors} errors in "
             f"{result.ref_tokens}: {result.sub} substituted, {result.ins} inserted, "
             f"{result.dels} deleted)\n\n{alignment_text(set_refs, set_hyps, unit)}"
         )
-    return scores, "\n".join(texts)
+    return scores, rows, "\n".join(texts)
 
 
 def require_same_ids(

@@ -67,6 +67,8 @@ class Recipe:
         """Return the rows of the results, which must be on the terminal, too, with their origin."""
         assert f" the table: {self.dir / results}\n" in output
         assert not (self.dir / "RESULTS.md").exists()
+        [report] = re.findall(r" the report: (.+)\n", output)
+        assert "<h2>Differences</h2>" in Path(report).read_text()
         text = (self.dir / results).read_text()
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert all(row in output for row in rows)

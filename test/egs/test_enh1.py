@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 MINI = [
     *("--local_data_opts", "--minutes 1 --dev_minutes 0.1 --test_minutes 0.15"),
@@ -46,6 +47,25 @@ def test_table(mini):
 def test_one_line_a_stage_with_its_time(mini):
     recipe, output = mini
     recipe.check_stages(output, last=9)
+
+
+def test_report_has_audio_alignments_and_times(mini):
+    recipe, _ = mini
+    text = (recipe.dir / "exp" / "report.html").read_text()
+    assert "This report is not complete" not in text
+    for section in ("Convergence", "Listen", "Alignment", "Layers", "Time"):
+        assert f"<h2>{section}</h2>" in text
+    # Clean, noisy, before and after fine-tuning, in three of the test sets.
+    assert text.count("<audio ") == 4 * 3
+    stages = (recipe.dir / "exp" / "stages.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in stages[1:10]] == [str(k) for k in range(1, 10)]
+
+
+def test_tensorboard_shows_what_fine_tuning_does(mini):
+    recipe, _ = mini
+    shown = EventAccumulator(str(recipe.dir / "exp/seed1/ssl_softdtw/tensorboard/train"))
+    shown.Reload()
+    assert shown.Images("alignment/distance, soft alignment")
 
 
 def test_every_test_set_is_scored(mini):

@@ -12,6 +12,7 @@ opt skip_stages "" "stages to skip"
 opt skip_train false "skip training"
 opt skip_eval false "skip evaluation"
 opt train_nj 2 "jobs"
+expdir="an exp"
 opt number many "an option that stages.sh has a variable of"
 parse_options "$@"
 job() { sleep 1; echo did "$1"; }
@@ -54,6 +55,14 @@ def test_all_stages(stages):
     assert ran == list(NUMBERS)
     assert "did one, many" in done.stdout
     lines = [line.split(" ", 1)[1] for line in done.stdout.splitlines() if "stage" in line]
+    record = [line.split("\t") for line in (stages.folder / "an exp/stages.tsv").open()]
+    assert [row[:2] for row in record] == [
+        ["stage", "title"],
+        ["1", "a title"],
+        ["2", "trains"],
+        ["3", "trains, too"],
+        ["4", "evaluates"],
+    ]
     times = r"all done in \d+ s; stages 1: \d+ s, 2: \d+ s, 3: \d+ s, 4: \d+ s"
     assert re.fullmatch(times, lines.pop())
     # Stages 2 and 3 run at the same time.

@@ -141,21 +141,20 @@ if begin_stage 8 "PR and ASR heads, decode, PER, WER; --qbe" eval; then
     done
     end_stage
 fi
-if begin_stage 9 "table of results"; then
+if begin_stage 9 "table of results, report"; then
     check_records "$enh"
     check_systems
     searched=$(qbe_sets)
-    # shellcheck disable=SC2206  # a list
-    rows=("noisy=noisy input" "enh=before fine-tuning" $criteria)
     enh_sets=()
     for condition in "${conditions[@]}"; do
         case $condition in seen | unseen | noisy) enh_sets+=("${test_set}_$condition") ;; esac
     done
-    "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems "${rows[@]}" \
+    # shellcheck disable=SC2086  # a list
+    "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems $systems \
         --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
         --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --dump "$raw" --out "$results" \
         ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
-    log "the table: $PWD/$results"
+    write_report
     end_stage
 fi
 end_recipe

@@ -38,6 +38,7 @@ MODULES = (
     "posinv.espnet.tasks.enh",
     "posinv.espnet.tasks.pretrain",
     "posinv.espnet.tasks.ssft",
+    "posinv.espnet.tensorboard",
     "posinv.inference.export",
     "posinv.scoring.enhancement",
     "posinv.scoring.text",

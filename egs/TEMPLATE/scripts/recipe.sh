@@ -103,3 +103,12 @@ start_recipe() {
     esac
     use_fork_server
 }
+
+# write_report: write $expdir/report.html, and say where the results are.
+write_report() {
+    "$python" -m posinv.bin.report "$expdir" --systems "$systems" --seeds "$seeds" --title "$title" \
+        --command "${RECIPE_COMMAND:-$0}" ${published:+--published "$published"} > /dev/null
+    log "the table: $PWD/$results"
+    log "the report: $PWD/$expdir/report.html"
+    log "models, logs and scores: $PWD/$expdir; training curves: tensorboard --logdir $PWD/$expdir"
+}

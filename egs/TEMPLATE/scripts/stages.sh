@@ -1,6 +1,6 @@
 # Stages of a recipe. A stage is written like this: if begin_stage 1 "data"; then ...; end_stage; fi
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # stage, stop_stage, skip_stages, skip_train, skip_eval: options
+# shellcheck disable=SC2154  # stage, stop_stage, skip_stages, skip_train, skip_eval, expdir: options
 
 _open_stages=()
 _stage_times=()
@@ -24,16 +24,22 @@ begin_stage() {
     fi
     log "stage $number: $2"
     _stage_title="stage $number ($2)"
-    _open_stages+=("$number $SECONDS")
+    _open_stages+=("$number $SECONDS $2")
 }
 
-# end_stage: wait for the jobs of the stages that have begun, and say how long these took.
+# end_stage: wait for the jobs of the stages that have begun, and say how long these took, also in
+# $expdir/stages.tsv, for the report.
 end_stage() {
-    local entry
+    local entry number start title record=$expdir/stages.tsv
     wait_jobs
     for entry in "${_open_stages[@]}"; do
-        log "stage ${entry% *}: done in $((SECONDS - ${entry#* })) s"
-        _stage_times+=("${entry% *}: $((SECONDS - ${entry#* })) s")
+        read -r number start title <<< "$entry"
+        log "stage $number: done in $((SECONDS - start)) s"
+        _stage_times+=("$number: $((SECONDS - start)) s")
+        mkdir -p "$expdir"
+        [ -e "$record" ] || printf 'stage\ttitle\tseconds\tended\tcommand\n' > "$record"
+        printf '%s\t%s\t%s\t%s\t%s\n' "$number" "$title" $((SECONDS - start)) \
+            "$(date -u '+%Y-%m-%d %H:%M')" "${RECIPE_COMMAND:-$0}" >> "$record"
     done
     _open_stages=()
 }

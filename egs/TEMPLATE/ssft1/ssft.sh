@@ -102,14 +102,14 @@ if begin_stage 6 "PR and ASR heads, decode, PER, WER; --qbe" eval; then
     done
     end_stage
 fi
-if begin_stage 7 "table of results"; then
+if begin_stage 7 "table of results, report"; then
     check_systems
     searched=$(qbe_sets)
     "$python" -m posinv.bin.ssft_results --expdir "$expdir" --systems "$systems" \
         --sets "${test_sets[*]}" --seeds "$seeds" --title "$title" \
         --command "${RECIPE_COMMAND:-$0 $*}" --dump "$raw" --out "$results" --curves "$expdir/curves.png" \
         ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
-    log "the table: $PWD/$results"
+    write_report
     end_stage
 fi
 end_recipe

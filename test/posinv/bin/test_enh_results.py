@@ -10,8 +10,9 @@ from posinv.bin.enh_results import main
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     rates = {"clean": {"rate": 12.34}, "noisy": {"rate": 56.78}}
-    metrics = {"si_sdr": 5.0, "stoi": 0.9, "pesq": None}
+    metrics = {"si_sdr": 5.0, "stoi": 0.9, "pesq": None, "dnsmos": None}
     failed = {"si_sdr_failed": 0, "stoi_failed": 0, "pesq_failed": None, "utterances": 3}
+    failed["dnsmos_failed"] = None
     for system in ("enh", "ssl_mse"):
         base = tmp_path / "exp" / "seed1" / system
         for scored in ("superb/pr/best/decode", "superb/asr/best/decode", "enhanced"):
@@ -34,7 +35,8 @@ def test_prints_what_it_writes(folder, capsys):
     assert written.startswith("# Mine\n")
     assert printed.strip() in written
     assert "| before fine-tuning |  12.3 |  56.8 |\n" in printed
-    assert "| ssl_mse            |         5.0 | 0.900 |    \N{EN DASH} |\n" in printed
+    dash = "\N{EN DASH}"
+    assert f"| ssl_mse            |         5.0 | 0.900 |    {dash} |      {dash} |\n" in printed
     assert "- command: `./run.sh`\n" in printed
 
 

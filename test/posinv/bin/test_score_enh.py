@@ -8,7 +8,7 @@ import soundfile
 
 from posinv.bin.cli import run
 from posinv.bin.score_enh import main
-from posinv.scoring.enhancement import si_sdr
+from posinv.scoring.enhancement import ENHANCEMENT_METRICS, si_sdr
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_writes_means_and_utterances(folder):
     assert list(means) == ["one", "two"]
     with (folder / "out" / "scores.tsv").open() as lines:
         rows = list(csv.DictReader(lines, delimiter="\t"))
-    assert list(rows[0]) == ["utterance", "set", "si_sdr", "stoi", "pesq"]
+    assert list(rows[0]) == ["utterance", "set", *ENHANCEMENT_METRICS]
     for row, utterance in zip(rows, ("u1", "u2"), strict=True):
         assert row["utterance"] == utterance
         ref, inf = (

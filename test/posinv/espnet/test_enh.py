@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from posinv.errors import InputError
 from posinv.espnet.tasks.enh import EnhancementTask
@@ -92,7 +93,8 @@ def weights(folder, epoch):
 def test_resumed_run_is_the_unbroken_one(enh_train, tmp_path, data, tiny_ssl):
     config = write_config(tmp_path)
     options = ["--config", config, "--ssl", tiny_ssl, *data, "--resume", "true", "--output_dir"]
-    log = finish(enh_train(*options, tmp_path / "unbroken"))
+    # What TensorBoard shows changes nothing.
+    log = finish(enh_train(*options, tmp_path / "unbroken", "--use_tensorboard", "true"))
     finish(enh_train(*options, tmp_path / "broken", "--max_epoch", 1))
     assert "The training was resumed" in finish(enh_train(*options, tmp_path / "broken"))
     first, second = (weights(tmp_path / name, 2) for name in ("unbroken", "broken"))
@@ -105,6 +107,19 @@ def test_resumed_run_is_the_unbroken_one(enh_train, tmp_path, data, tiny_ssl):
     # The saved configuration names the SSL model.
     saved = yaml.safe_load((tmp_path / "unbroken" / "config.yaml").read_text())
     assert saved["criterions"][0]["conf"]["ssl"] == tiny_ssl
+
+    shown = EventAccumulator(str(tmp_path / "unbroken" / "tensorboard" / "train"))
+    shown.Reload()
+    assert {"loss", "ssl_mse_pad", "grad_norm"} <= set(shown.Tags()["scalars"])
+    assert len(shown.Images("alignment/distance, soft alignment")) == 2
+    speech = ["speech/1 noisy", "speech/2 enhanced", "speech/3 clean"]
+    assert shown.Tags()["audio"] == speech
+    assert len({shown.Audio(name)[0].length_frames for name in speech}) == 1
+    # The model changes from one validation to the next, the noisy speech does not.
+    noisy, enhanced = (
+        {audio.encoded_audio_string for audio in shown.Audio(name)} for name in speech[:2]
+    )
+    assert (len(noisy), len(enhanced)) == (1, 2)
 
 
 def test_two_processes_on_cpu(enh_train, tmp_path, data, tiny_ssl):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from espnet2.tasks.abs_task import scheduler_classes
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_ssl import TINY_SSL
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, HubertConfig, WavLMConfig
@@ -437,7 +438,8 @@ def train(corpus, ssl, out, epochs, **conf):
 def test_resumed_training_gives_what_an_unbroken_one_gives(corpus, tiny_ssl):
     schedule = {"max_lr": 1e-3, "total_steps": 6, "cycle_momentum": False}
     conf = {"scheduler": "onecyclelr", "scheduler_conf": schedule}
-    train(corpus, tiny_ssl, corpus / "whole", 3, **conf)
+    # What TensorBoard shows changes nothing.
+    train(corpus, tiny_ssl, corpus / "whole", 3, use_tensorboard=True, **conf)
     train(corpus, tiny_ssl, corpus / "resumed", 1, **conf)
     train(corpus, tiny_ssl, corpus / "resumed", 3, **conf)
     whole, resumed = (
@@ -446,6 +448,23 @@ def test_resumed_training_gives_what_an_unbroken_one_gives(corpus, tiny_ssl):
     losses = [[e["train"]["loss"] for e in read_epochs(corpus / r)] for r in ("whole", "resumed")]
     assert losses[0] == losses[1]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    assert not (corpus / "resumed" / "tensorboard").exists()
+    shown = {}
+    for part in ("train", "valid"):
+        shown[part] = EventAccumulator(str(corpus / "whole" / "tensorboard" / part))
+        shown[part].Reload()
+    parts = {"loss", "alignment", "regulariser"}
+    assert parts | {"grad_norm"} <= set(shown["train"].Tags()["scalars"])
+    assert parts | {"ssl_frame_distance", "ssl_effective_rank"} <= set(
+        shown["valid"].Tags()["scalars"]
+    )
+    images = shown["train"].Images("alignment/distance, soft alignment")
+    assert [image.step for image in images] == [2, 4, 6]  # two updates in each epoch
+    assert shown["train"].Tags()["audio"] == ["speech/1 utterance", "speech/2 perturbed"]
+    [heard, *_] = shown["train"].Audio("speech/1 utterance")
+    assert heard.sample_rate == 16000
+    assert heard.length_frames in [4000 + 700 * k for k in range(4)]
 
 
 def test_validation_draws_the_same_every_epoch_and_training_does_not(corpus, tiny_ssl):

@@ -30,6 +30,8 @@ def write_experiment(expdir: Path, seeds: list[str], pesq: float | None = 2.0) -
                     "si_sdr": 10 * y + k + s,
                     "stoi": 0.5 + 0.1 * y + 0.01 * k + 0.02 * s,
                     "pesq": pesq if pesq is None else pesq + y + 0.5 * k,
+                    "dnsmos": None,
+                    "dnsmos_failed": None,
                     "si_sdr_failed": 0,
                     "stoi_failed": 0,
                     "pesq_failed": None if pesq is None else 0,
@@ -100,9 +102,9 @@ def test_one_seed(tmp_path):
         ["ssl_mse", "70.0", "75.0", "80.0"],
     ]
     assert signal == [
-        ["system", "SI-SDR (dB)", "STOI", "PESQ"],
-        ["noisy input", "0.5", "0.505", "2.25"],
-        ["ssl_mse", "10.5", "0.605", "3.25"],
+        ["system", "SI-SDR (dB)", "STOI", "PESQ", "DNSMOS"],
+        ["noisy input", "0.5", "0.505", "2.25", ABSENT],
+        ["ssl_mse", "10.5", "0.605", "3.25", ABSENT],
     ]
     captions = [line for line in text.splitlines() if line.endswith(":")]
     assert captions == [
@@ -118,7 +120,7 @@ def test_several_seeds(tmp_path):
     text = report(tmp_path, ["1", "2", "7"])
     per, _, signal = tables(text)
     assert per[2] == ["ssl_mse", "21.0 ± 1.0", "26.0 ± 1.0", "31.0 ± 1.0"]
-    assert signal[1] == ["noisy input", "1.5 ± 1.0", "0.525 ± 0.020", "2.25 ± 0.00"]
+    assert signal[1] == [*("noisy input", "1.5 ± 1.0", "0.525 ± 0.020", "2.25 ± 0.00", ABSENT)]
     assert "mean ± sample standard deviation over seeds 1, 2, 7:" in text
 
 

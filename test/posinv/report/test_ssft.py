@@ -1,12 +1,8 @@
-import datetime
 import json
 import re
 
-import numpy as np
 import pytest
-import torch
 import yaml
-from espnet2.train.reporter import Reporter
 
 from posinv.errors import InputError
 from posinv.report.curves import plot_curves, read_epochs
@@ -16,27 +12,8 @@ from posinv.report.ssft import ssft_report
 SYSTEMS = ["base", "laser"]
 
 
-def write_checkpoint(training, epochs):
-    """Write the checkpoint of an ESPnet training."""
-    reporter = Reporter(epochs)
-    reporter.stats = {
-        epoch: {
-            phase: {
-                "loss": np.float32(1 / (epoch + k)),
-                "time": datetime.timedelta(seconds=60 * epoch),
-                "total_count": epoch,
-            }
-            for k, phase in enumerate(("train", "valid"))
-        }
-        for epoch in range(epochs, 0, -1)
-    }
-    training.mkdir(parents=True, exist_ok=True)
-    state = {"model": {"w": torch.zeros(2)}, "reporter": reporter.state_dict()}
-    torch.save(state, training / "checkpoint.pth")
-
-
 @pytest.fixture
-def expdir(tmp_path):
+def expdir(tmp_path, save_epochs):
     for s, seed in enumerate("12"):
         for y, system in enumerate(SYSTEMS):
             base = tmp_path / f"seed{seed}" / system
@@ -50,7 +27,7 @@ def expdir(tmp_path):
             collapse = {"frame_distance": 1.0 + y + 0.5 * s, "effective_rank": 10 * (y + 1)}
             (base / "collapse.json").write_text(json.dumps(collapse))
             if system != "base":
-                write_checkpoint(base, 2)
+                save_epochs(base, 2)
     return tmp_path
 
 
@@ -132,8 +109,8 @@ def test_what_is_missing_is_named(expdir, path):
         ssft_report(expdir, SYSTEMS, ["test_clean"], ["1", "2"])
 
 
-def test_epochs_are_in_order(tmp_path):
-    write_checkpoint(tmp_path, 3)
+def test_epochs_are_in_order(tmp_path, save_epochs):
+    save_epochs(tmp_path, 3)
     epochs = read_epochs(tmp_path)
     assert [epoch["train"]["time"] for epoch in epochs] == [60, 120, 180]
     assert [epoch["valid"]["loss"] for epoch in epochs] == pytest.approx([1 / 2, 1 / 3, 1 / 4])

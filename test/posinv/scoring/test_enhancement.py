@@ -7,7 +7,13 @@ import soundfile
 
 from posinv.errors import InputError
 from posinv.scoring import enhancement
-from posinv.scoring.enhancement import enhancement_scores, has_pesq, score_enhancement, si_sdr
+from posinv.scoring.enhancement import (
+    enhancement_scores,
+    has_dnsmos,
+    has_pesq,
+    score_enhancement,
+    si_sdr,
+)
 
 needs_pesq = pytest.mark.skipif(not has_pesq(16000), reason="the package pesq is not installed")
 
@@ -63,7 +69,7 @@ class TestEnhancementScores:
             enhancement_scores(ref, ref + level * noise(ref.size), 16000) for level in (0.1, 10)
         )
         assert list(little)[:2] == ["si_sdr", "stoi"]
-        assert all(little[metric] > much[metric] for metric in little)
+        assert all(little[metric] > much[metric] for metric in little if "dnsmos" not in metric)
         assert 0.9 < little["stoi"] <= 1
 
     def test_si_sdr_takes_the_clean_one_as_reference(self):
@@ -80,9 +86,37 @@ class TestEnhancementScores:
         est = ref + noise(ref.size)
         assert enhancement_scores(ref, est, fs)["pesq"] == pesq.pesq(fs, ref, est, mode)
 
+    def test_dnsmos(self, monkeypatch):
+        """A stand-in for speechmos, which needs not be installed."""
+        heard = []
+
+        class Speechmos:
+            @staticmethod
+            def run(samples, fs):
+                heard.append((samples, fs))
+                return {"ovrl_mos": np.float64(3.1), "sig_mos": 3.2, "bak_mos": 3.3, "p808_mos": 4}
+
+        monkeypatch.setattr(enhancement, "dnsmos", Speechmos)
+        ref, est = speech(), 20 * noise(32000)
+        scores = enhancement_scores(ref, est, 16000)
+        found = {name: value for name, value in scores.items() if "dnsmos" in name}
+        assert found == {"dnsmos": 3.1, "dnsmos_sig": 3.2, "dnsmos_bak": 3.3}
+        [(samples, fs)] = heard
+        assert fs == 16000
+        assert np.array_equal(samples, np.clip(est, -1, 1))
+        assert math.isnan(enhancement_scores(ref, 0 * ref, 16000)["dnsmos"])
+        assert "dnsmos" not in enhancement_scores(speech(8000), speech(8000), 8000)
+
+    @pytest.mark.skipif(not has_dnsmos(16000), reason="the package speechmos is not installed")
+    def test_dnsmos_of_noise_is_low(self):
+        scores = enhancement_scores(speech(), noise(32000), 16000)
+        assert 1 <= scores["dnsmos"] < 2
+        assert 1 <= scores["dnsmos_bak"] < 2.5
+
     def test_no_pesq(self, monkeypatch):
         assert "pesq" not in enhancement_scores(speech(10000), speech(10000), 10000)
         monkeypatch.setattr(enhancement, "pesq", None)
+        monkeypatch.setattr(enhancement, "dnsmos", None)
         assert not has_pesq(16000)
         assert enhancement_scores(speech(), speech(), 16000).keys() == {"si_sdr", "stoi"}
 

@@ -3,7 +3,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posinv.errors import InputError
-from posinv.scoring.text import alignment_text, error_rate, score_text
+from posinv.scoring.text import (
+    UTTERANCE_COLUMNS,
+    _utterances,
+    aligned_tokens,
+    alignment_text,
+    error_rate,
+    score_text,
+)
 
 
 def levenshtein(ref: list[str], hyp: list[str]) -> int:
@@ -85,11 +92,17 @@ class TestScoreText:
         return [tmp_path / name for name in ("ref", "hyp", "utt2set")]
 
     def test_sets(self, files):
-        scores, text = score_text(*files, "word")
+        scores, utterances, text = score_text(*files, "word")
         assert scores == {
             "one": {"rate": 0, "errors": 0, "sub": 0, "ins": 0, "del": 0, "ref_tokens": 2},
             "two": {"rate": 150, "errors": 3, "sub": 0, "ins": 1, "del": 2, "ref_tokens": 2},
         }
+        assert [tuple(row.values()) for row in utterances] == [
+            ("u1", "one", 0, 2, "a b", "a b"),
+            ("u2", "two", 2, 2, "c d", ""),
+            ("u3", "two", 1, 0, "", "x"),
+        ]
+        assert tuple(utterances[0]) == UTTERANCE_COLUMNS
         assert "##### two: word error rate 150.00 % (3 errors in 2" in text
         assert "=== u2 ===" in text
         assert "=== u1 ===" not in text
@@ -111,3 +124,31 @@ class TestScoreText:
         (files[0].parent / name).write_text(content)
         with pytest.raises(InputError, match=message):
             score_text(*files, "word")
+
+    @settings(deadline=None)
+    @given(st.lists(st.tuples(*[st.text("ab ", max_size=8)] * 2), min_size=1, max_size=5))
+    @pytest.mark.parametrize("unit", ["word", "char"])
+    def test_errors_of_utterances_sum_to_the_sets(self, unit, pairs):
+        refs, hyps = ({str(i): pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
+        refs["with a token"], hyps["with a token"] = "a", "b"
+        rows = _utterances(refs, hyps, "s", unit)
+        rate = error_rate(refs, hyps, unit)
+        assert sum(row["errors"] for row in rows) == rate.errors
+        assert sum(row["ref_tokens"] for row in rows) == rate.ref_tokens
+        # And each is the utterance's own.
+        for row in rows:
+            if row["ref_tokens"]:
+                alone = error_rate({"x": row["ref"]}, {"x": row["hyp"]}, unit)
+                assert row["errors"] == alone.errors
+
+
+def test_aligned_tokens():
+    assert aligned_tokens("a b c d", "a x c e e") == [
+        ("equal", "a", "a"),
+        ("substitute", "b", "x"),
+        ("equal", "c", "c"),
+        ("insert", "", "e"),
+        ("substitute", "d", "e"),
+    ]
+    assert aligned_tokens("", "a") == [("insert", "", "a")]
+    assert aligned_tokens("a b", "") == [("delete", "a b", "")]
