@@ -74,7 +74,7 @@ class SeededTrainer(Trainer):
     def run(cls, model: torch.nn.Module, **parts: Any) -> None:
         """Train, with checkpoints that are written atomically."""
         model.register_forward_hook(_copy_loss)
-        with _atomic_save():
+        with atomic_save():
             super().run(model=model, **parts)
 
     @classmethod
@@ -99,8 +99,8 @@ def _copy_loss(_model: torch.nn.Module, _args: tuple, output: tuple) -> tuple:
 
 
 @contextmanager
-def _atomic_save() -> Iterator[None]:
-    """Make ESPnet's ``torch.save(object, path)`` atomic."""
+def atomic_save() -> Iterator[None]:
+    """Make ESPnet's ``torch.save(object, path)`` atomic; also inside another of these."""
     save = torch.save
     torch.save = write_checkpoint  # type: ignore[assignment]  # ESPnet gives it nothing else
     try:
