@@ -148,7 +148,7 @@ class SSLFrontend(LayersFrontend):
     def digest(self) -> str:
         """Return a digest of all that the layers depend on but the audio, in hexadecimal."""
         ssl = self.upstream.module
-        config = ssl.config.to_json_string(use_diff=False)
+        config = ssl.config.to_dict() | {"_name_or_path": ""}
         return _digest(f"{type(self).__name__} {self.layer} {ssl.normalize} {config}", ssl)
 
     def encode(

@@ -493,15 +493,15 @@ def _loses(head: Head, heads: Sequence[Head], sweep_updates: int | None) -> bool
         return False
 
     def value(rival: Head) -> float:
-        if not rival.values:
-            raise InputError(
-                f"--sweep_updates: --head {rival.args.output_dir} has no {rival.criterion} of the "
-                "validation set: correct its best_model_criterion"
-            )
-        found = rival.values[min(decided, max(rival.values))]
+        found = rival.values.get(min(decided, max(rival.values, default=0)), np.nan)
         return np.inf if np.isnan(found) else found * {"min": 1, "max": -1}[rival.mode]
 
     best = min(rivals, key=value)
+    if np.isinf(value(best)):
+        raise InputError(
+            f"--sweep_updates: {best.criterion} on the validation set is no number for any head in "
+            f"{group(head)[0]}: correct best_model_criterion or the learning rates"
+        )
     if best is head:
         return False
     logging.info(

@@ -80,9 +80,9 @@ head_of() {
 # decode_heads DIR VALID HEAD ...: decode the validation set in VALID and the test sets in one list, with
 # all heads: HEAD/decode_valid/text and HEAD/decode/text. DIR/decode is for the parts.
 decode_heads() {
-    local dir=$1 valid=$2 list=$1/decode/list head text texts=()
+    local dir=$1 valid=$2 list=$1/decode/list text texts=()
     shift 2
-    for head in "$@"; do
+    while [ "${#texts[@]}" -lt $# ]; do
         texts+=("$dir/decode/part{job}/text${#texts[@]}")
     done
     # An utterance of both may have the same name.

@@ -98,11 +98,14 @@ def command(corpus, exp, tiny_ssl):
         for name in names:
             options, text = HEADS[name]
             changed = changes.get(name.replace("/", "_"), {}) | changes.get("all", {})
+            seed = changed.pop("seed", None)
             path = exp / f"{folder} {name.replace('/', ' ')}.yaml"
             path.write_text(yaml.safe_dump(COMMON | options | changed))
             heads[name] = ["--config", str(path), "--token_list", str(corpus / f"{text}_tokens")]
             for phase in ("train", "valid"):
                 heads[name] += data(phase, text, "text,text")
+            if seed is not None:
+                heads[name] += ["--seed", str(seed)]
         return common, heads
 
     return make
@@ -211,7 +214,7 @@ def test_killed_between_heads_it_goes_on(train, together, monkeypatch):
     written = []
 
     def killed(state, path):
-        if len(written) == 7:  # two files of each head in each epoch
+        if len(written) == 8:  # two files of each head in each epoch
             raise KeyboardInterrupt
         written.append(path)
         write_checkpoint(state, path)
@@ -366,7 +369,7 @@ def test_espnet_and_ctc_inference_load_a_head(corpus, together, tmp_path, monkey
     argv = [*sys.argv[: sys.argv.index(folders[-1])], str(path.parent), *options[-4:]]
     monkeypatch.setattr(sys, "argv", argv)
     for old, new, message in (
-        ("  ssl:", "  layer: 1\n  ssl:", r"other: its front end is \('ssl', \{'layer': 1, "),
+        ("    ssl:", "    layer: 1\n    ssl:", r"other: its front end is \('ssl', \{'layer': 1, "),
         ("frontend: ssl", "frontend: default", "--frontend default: heads need ssl or enh_ssl"),
     ):
         path.write_text(path.read_text().replace(old, new))
@@ -417,7 +420,7 @@ def test_bad_input_names_the_head(train, corpus, exp, monkeypatch):
     with pytest.raises(InputError, match=r"--head .*bad/pr/drawn: float32_matmul_precision"):
         train("bad", all={"float32_matmul_precision": "low"})
     criterion = {"all": {"best_model_criterion": [["valid", "acc", "min"]]}}
-    with pytest.raises(InputError, match="has no acc of the validation set"):
+    with pytest.raises(InputError, match="acc on the validation set is no number for any head in"):
         train("bad", **criterion, extra=["--sweep_updates", 1])
     with pytest.raises(ValueError, match="foo"):
         train("bad", all={"optim": "foo"})
