@@ -1,23 +1,17 @@
 import csv
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "bench_superb.py"
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
-def test_quick_run(tmp_path):
+def test_quick_run(tmp_path, python):
     out = tmp_path / "out dir"
     options = ["--quick", "--seconds", "0.5", "--batch", "2", "--updates", "2", "--heads", "1", "2"]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options, "--out", str(out)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
-    )
+    command = [*python, "-m", "bench_superb", *options, "--out", str(out)]
+    done = subprocess.run(command, cwd=TOOLS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {"superb_cpu.csv", "superb_cpu.png"}
     lines = (out / "superb_cpu.csv").read_text().splitlines()
@@ -40,7 +34,7 @@ def test_quick_run(tmp_path):
 @pytest.fixture
 def times(monkeypatch):
     """A front end of 10 s, phoneme heads of 1 s, word heads of 4 s."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.syspath_prepend(str(TOOLS))
     from bench_superb import Times
 
     heads = [(1, 0), (8, 0), (5, 3), (1, 1), (0, 1)]

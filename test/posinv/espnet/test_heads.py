@@ -235,29 +235,29 @@ def test_more_epochs_for_one_head(train, together):
     assert states(shorter / "pr/drawn").keys() == before.keys()
 
 
-def two_processes(exp, jobs):
-    meeting = f"file://{exp}/rendezvous{time.monotonic_ns()}"
-    gloo = ["--dist_backend", "gloo", "--dist_world_size", "2", "--dist_rank"]
-    return [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                RANK,
-                json.dumps(
-                    [
-                        [*job, *gloo, rank, "--dist_init_method", f"{meeting}.{i}"]
-                        for i, job in enumerate(jobs)
-                    ]
-                ),
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+@pytest.fixture(scope="module")
+def start(exp, python):
+    """Start two processes that share the work of each job, the options of a heads_train."""
+    (exp / "rank_of_heads.py").write_text(RANK)
+
+    def processes(jobs):
+        meeting = f"file://{exp}/rendezvous{time.monotonic_ns()}"
+        gloo = ["--dist_backend", "gloo", "--dist_world_size", "2", "--dist_rank"]
+        for rank in ("0", "1"):
+            mine = [
+                [*job, *gloo, rank, "--dist_init_method", f"{meeting}.{i}"]
+                for i, job in enumerate(jobs)
+            ]
+            yield subprocess.Popen(
+                [*python, "-m", "rank_of_heads", json.dumps(mine)],
+                cwd=exp,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+
+    return lambda jobs: list(processes(jobs))
 
 
 def finish(processes):
@@ -266,7 +266,7 @@ def finish(processes):
         assert process.returncode == 0, output[-3000:]
 
 
-def test_two_processes_killed_and_resumed(command, exp, train):
+def test_two_processes_killed_and_resumed(command, exp, train, start):
     """Two processes are one, without draws; killed at any time they go on as if they had not been.
 
     Each process draws its own, so dropout and SpecAugment are off.
@@ -279,7 +279,7 @@ def test_two_processes_killed_and_resumed(command, exp, train):
     }
     long = {**still, "all": still["all"] | {"max_epoch": 25, "patience": None}}
     job = [arguments(command, exp, name, **long) for name in ("unbroken", "broken")]
-    processes = two_processes(exp, [arguments(command, exp, "two", **still), *job])
+    processes = start([arguments(command, exp, "two", **still), *job])
     last = exp / "broken/asr/scheduled/latest.pth"
     while not last.exists():
         time.sleep(0.01)
@@ -288,7 +288,7 @@ def test_two_processes_killed_and_resumed(command, exp, train):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert len(read_epochs(exp / "broken/pr/drawn")) < 25
-    finish(two_processes(exp, job[1:]))
+    finish(start(job[1:]))
     assert_same(exp / "broken", exp / "unbroken")
     assert_same(exp / "two", train("one", **still), exactly=False)
 
