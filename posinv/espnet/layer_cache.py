@@ -59,6 +59,10 @@ class MemoryCache:
 class FileCache:
     """Layers in float16, in a file that is mapped into memory.
 
+    float16 rounds a value by at most 0.05 %, below 6e-5 by at most 3e-8. For 12 utterances of
+    ``egs/mini``, its SSL model and its heads, that changed a frame's weighted sum by at most
+    0.014 % of its norm, and an utterance's loss by at most 0.014 %.
+
     ``layers.<part>`` holds one utterance after the other, ``index.<part>`` a line
     ``<key> <first value> <frames>`` for each. The line is written after the layers are on the disk,
     so that a process can be killed at any time: what has no whole line is not there. Each process
