@@ -54,7 +54,8 @@ COMMON = {
     **{"use_matplotlib": False, "use_tensorboard": False, "num_att_plot": 0},
 }
 RANK = """
-import json, sys, torch
+import faulthandler, json, sys, torch
+faulthandler.dump_traceback_later(120, exit=True)
 from posinv.espnet.heads import HeadsTask, parse_arguments
 for options in json.loads(sys.argv[1]):
     HeadsTask.main(args=parse_arguments(options))
@@ -252,18 +253,16 @@ def start(exp, python):
                 [*python, "-m", "rank_of_heads", json.dumps(mine)],
                 cwd=exp,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
+                stdout=(exp / f"log{rank}").open("w"),
                 stderr=subprocess.STDOUT,
-                text=True,
             )
 
     return lambda jobs: list(processes(jobs))
 
 
-def finish(processes):
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-3000:]
+def finish(exp, processes):
+    for rank, process in enumerate(processes):
+        assert process.wait(timeout=300) == 0, (exp / f"log{rank}").read_text()[-3000:]
 
 
 def test_two_processes_killed_and_resumed(command, exp, train, start):
@@ -283,12 +282,12 @@ def test_two_processes_killed_and_resumed(command, exp, train, start):
     last = exp / "broken/asr/scheduled/latest.pth"
     while not last.exists():
         time.sleep(0.01)
-        assert processes[0].poll() is None, processes[0].stdout.read()[-3000:]
+        assert processes[0].poll() is None, (exp / "log0").read_text()[-3000:]
     for process in processes:
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
     assert len(read_epochs(exp / "broken/pr/drawn")) < 25
-    finish(start(job[1:]))
+    finish(exp, start(job[1:]))
     assert_same(exp / "broken", exp / "unbroken")
     assert_same(exp / "two", train("one", **still), exactly=False)
 
