@@ -53,12 +53,14 @@ def differences(directory: Path, old: str, new: str) -> list[tuple[str, object, 
         new: of another.
     """
     there, now = _options(old), _options(new)
-    found = []
+    found: list[tuple[str, object, object]] = []
     for head in sorted(there.keys() | now.keys()):
         if head in there and head in now:
             found += _compare(there[head], now[head], f"{head} --".lstrip())
+        elif head in there:
+            found.append((head, HEAD, ABSENT))
         else:
-            found.append((head, *(HEAD if head in made else ABSENT for made in (there, now))))
+            found.append((head, ABSENT, HEAD))
     before, after = _inputs(old), _inputs(new)
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) == after.get(path):

@@ -10,6 +10,7 @@ from fractions import Fraction
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import humanfriendly
 import torch
@@ -143,11 +144,11 @@ class SSLFrontend(LayersFrontend):
 
     def frames(self, samples: torch.Tensor) -> torch.Tensor:
         """Return the frame counts of utterances, from their lengths in samples at the rate fs."""
-        return self.upstream.module.frame_lengths(self._length_at_16_khz(samples))
+        return self._ssl().frame_lengths(self._length_at_16_khz(samples))
 
     def digest(self) -> str:
         """Return a digest of all that the layers depend on but the audio, in hexadecimal."""
-        ssl = self.upstream.module
+        ssl = self._ssl()
         config = ssl.config.to_dict() | {"_name_or_path": ""}
         return _digest(f"{type(self).__name__} {self.layer} {ssl.normalize} {config}", ssl)
 
@@ -168,6 +169,9 @@ class SSLFrontend(LayersFrontend):
             return waves, lengths
         waves = resample(zero_beyond(waves, lengths), self.speed).to(waves.dtype)
         return waves, self._length_at_16_khz(lengths)
+
+    def _ssl(self) -> SSLUpstream:
+        return cast(SSLUpstream, self.upstream.module)
 
     def _length_at_16_khz(self, lengths: torch.Tensor) -> torch.Tensor:
         return -(-lengths * self.speed.denominator // self.speed.numerator)

@@ -32,7 +32,7 @@ from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.dataset import ESPnetDataset
 from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.reporter import Reporter, SubReporter, aggregate
-from espnet2.train.trainer import autocast_args
+from espnet2.train.trainer import TrainerOptions, autocast_args
 from espnet2.utils.build_dataclass import build_dataclass
 
 from posinv.errors import InputError
@@ -245,9 +245,8 @@ class Head(threading.Thread):
         self.targets = {phase: _Targets(args, phase) for phase in PHASES}
         self.waits_for: Pass | None = None
         self.values: dict[int, float] = {}
-        _, self.criterion, self.mode = next(
-            (c for c in args.best_model_criterion if c[0] == "valid"), ("valid", "loss", "min")
-        )
+        criteria: list[Sequence[str]] = [*args.best_model_criterion, ("valid", "loss", "min")]
+        _, self.criterion, self.mode = next(c for c in criteria if c[0] == "valid")
         self._items: SimpleQueue[Batch | Exception | None] = SimpleQueue()
         self._answers: SimpleQueue[Pass | BaseException | None] = SimpleQueue()
         self._draws = _random_state()
@@ -379,8 +378,10 @@ class _HeadTrainer(SeededTrainer):
                 head.values[epoch] = stats["valid"][head.criterion]
 
     @classmethod
-    def validate_one_epoch(cls, *, reporter: SubReporter, **parts: Any) -> None:
-        super().validate_one_epoch(reporter=reporter, **parts)
+    def validate_one_epoch(
+        cls, *, options: TrainerOptions, reporter: SubReporter, **parts: Any
+    ) -> None:
+        super().validate_one_epoch(options=options, reporter=reporter, **parts)
         head = _this_head()
         if head.criterion in reporter.stats:
             head.values[reporter.get_epoch()] = aggregate(reporter.stats[head.criterion])

@@ -54,8 +54,7 @@ COMMON = {
     **{"use_matplotlib": False, "use_tensorboard": False, "num_att_plot": 0},
 }
 RANK = """
-import faulthandler, json, sys, torch
-faulthandler.dump_traceback_later(120, exit=True)
+import json, sys, torch
 from posinv.espnet.heads import HeadsTask, parse_arguments
 for options in json.loads(sys.argv[1]):
     HeadsTask.main(args=parse_arguments(options))
@@ -158,8 +157,22 @@ def states(folder):
     return {path.name: torch.load(path, weights_only=True) for path in paths}
 
 
-def assert_same(first, second, names=tuple(HEADS), exactly=True):
-    """The same files, weights after each epoch that was kept, statistics and links."""
+def curve(folder, names=None):
+    """The statistics of all epochs, but for times."""
+    return [
+        [value for name, value in sorted(epoch[phase].items()) if name in (names or epoch[phase])]
+        for epoch in read_epochs(folder)
+        for phase in ("train", "valid")
+    ]
+
+
+def without_times(folder):
+    names = {name for epoch in read_epochs(folder) for phase in epoch for name in epoch[phase]}
+    return curve(folder, {name for name in names if "time" not in name})
+
+
+def assert_same(first, second, names=tuple(HEADS)):
+    """The same files, links, weights after each epoch that was kept, and statistics, to the bit."""
     for name in names:
         one, other = first / name, second / name
         files = [
@@ -168,18 +181,9 @@ def assert_same(first, second, names=tuple(HEADS), exactly=True):
         ]
         assert files[0] == files[1]
         for key, state in states(one).items():
-            tolerance = {"rtol": 0, "atol": 0} if exactly else {"rtol": 1e-4, "atol": 1e-6}
-            torch.testing.assert_close(state, states(other)[key], **tolerance)
-        curves = [
-            [
-                [value for _, value in sorted(epoch[phase].items()) if "time" not in _]
-                for epoch in read_epochs(folder)
-                for phase in ("train", "valid")
-            ]
-            for folder in (one, other)
-        ]
-        for a, b in zip(*curves, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0 if exactly else 2e-5)
+            torch.testing.assert_close(state, states(other)[key], rtol=0, atol=0)
+        for a, b in zip(without_times(one), without_times(other), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_heads_at_once_are_those_of_asr_train(together, alone):
@@ -289,7 +293,14 @@ def test_two_processes_killed_and_resumed(command, exp, train, start):
     assert len(read_epochs(exp / "broken/pr/drawn")) < 25
     finish(exp, start(job[1:]))
     assert_same(exp / "broken", exp / "unbroken")
-    assert_same(exp / "two", train("one", **still), exactly=False)
+    train("one", **still)
+    for name in HEADS:
+        # Not the error rates: ESPnet takes the mean of those of the processes.
+        one, two = (curve(exp / top / name, ["loss", "grad_norm"]) for top in ("one", "two"))
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5)
+        last = [torch.load(exp / top / name / "latest.pth") for top in ("one", "two")]
+        torch.testing.assert_close(*last, rtol=1e-4, atol=1e-6)
 
 
 def test_the_loser_of_a_sweep_ends(train, exp, together, caplog):
