@@ -1,6 +1,7 @@
 """Say in what a training differs from the one that its folder was made by.
 
-Exit status 0: no value differs, or only the number of epochs has grown: the training can go on.
+Exit status 0: the training can go on. No value differs, or only the number of epochs has grown, or
+there are other heads beside those that stay, which don't depend on each other (heads_train).
 """
 
 import shlex
@@ -11,6 +12,9 @@ from posinv.bin.cli import command_parser, run
 from posinv.data.files import read_yaml
 from posinv.errors import InputError
 
+MAX_EPOCH = "max_epoch"
+ABSENT, HEAD = "none", "a head"
+
 
 def main() -> None:
     """Print the differences; raise if the folder can't be used."""
@@ -19,17 +23,25 @@ def main() -> None:
     parser.add_argument("--record", required=True, help="the text of the new run.sh")
     args = parser.parse_args()
     found = differences(args.dir, (args.dir / "run.sh").read_text(), args.record)
-    match found:
-        case []:
-            print(f"{args.dir}: comments or the order of options changed, no value: it goes on")
-            return
-        case [("max_epoch", int(old), int(new))] if old < new:
-            print(f"{args.dir}: max_epoch has grown to {new}: the training goes on")
-            return
-    lines = "; ".join(f"{name}: {old} there, {new} now" for name, old, new in found)
-    raise InputError(
-        f"{args.dir} was made by another training: {lines}: remove it, or choose another --expdir"
-    )
+    if not found:
+        print(f"{args.dir}: comments or the order of options changed, no value: it goes on")
+        return
+    refused = [difference for difference in found if not _goes_on(*difference)]
+    for name, _, new in found if not refused else ():
+        what = f"{name} has grown to {new}" if name == MAX_EPOCH else f"{name}: {new} now"
+        print(f"{args.dir}: {what}: the training goes on")
+    if refused:
+        lines = "; ".join(f"{name}: {old} there, {new} now" for name, old, new in refused)
+        raise InputError(
+            f"{args.dir} was made by another training: {lines}: remove it, or choose another "
+            "--expdir"
+        )
+
+
+def _goes_on(name: str, old: object, new: object) -> bool:
+    if name == MAX_EPOCH:
+        return isinstance(old, int) and isinstance(new, int) and old < new
+    return {old, new} == {ABSENT, HEAD}
 
 
 def differences(directory: Path, old: str, new: str) -> list[tuple[str, object, object]]:
@@ -40,7 +52,15 @@ def differences(directory: Path, old: str, new: str) -> list[tuple[str, object, 
         old: the text of a ``run.sh``.
         new: of another.
     """
-    found = _compare(_options(old), _options(new), "--")
+    there, now = _options(old), _options(new)
+    found: list[tuple[str, object, object]] = []
+    for head in sorted(there.keys() | now.keys()):
+        if head in there and head in now:
+            found += _compare(there[head], now[head], f"{head} --".lstrip())
+        elif head in there:
+            found.append((head, HEAD, ABSENT))
+        else:
+            found.append((head, ABSENT, HEAD))
     before, after = _inputs(old), _inputs(new)
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) == after.get(path):
@@ -51,7 +71,7 @@ def differences(directory: Path, old: str, new: str) -> list[tuple[str, object, 
         elif path in before and path in after:
             found.append((path, "another content", "changed"))
         else:
-            found.append((path, before.get(path, "none"), after.get(path, "none")))
+            found.append((path, before.get(path, ABSENT), after.get(path, ABSENT)))
     return found
 
 
@@ -59,22 +79,30 @@ def _compare(
     before: Mapping[str, object], after: Mapping[str, object], prefix: str
 ) -> list[tuple[str, object, object]]:
     return [
-        (prefix + name, before.get(name, "none"), after.get(name, "none"))
+        (prefix + name, before.get(name, ABSENT), after.get(name, ABSENT))
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
 
 
-def _options(record: str) -> dict[str, str]:
-    """The command's options; those given several times have their values joined."""
-    options: dict[str, str] = {}
-    name = "command"
-    for word in shlex.split(record.splitlines()[-1]):
-        if word.startswith("--"):
+def _options(record: str) -> dict[str, dict[str, str]]:
+    """The command's options; those given several times have their values joined.
+
+    With heads_train's ``--head DIR`` and ``--all``: the options of each head, by ``--head DIR``;
+    those of all, and of other commands, by "".
+    """
+    options: dict[str, dict[str, str]] = {"": {}}
+    head, name = "", "command"
+    words = iter(shlex.split(record.splitlines()[-1]))
+    for word in words:
+        if word in ("--head", "--all"):
+            head = f"--head {next(words)}" if word == "--head" else ""
+            options.setdefault(head, {})
+        elif word.startswith("--"):
             name = word.removeprefix("--")
-            options.setdefault(name, "")
+            options[head].setdefault(name, "")
         else:
-            options[name] = f"{options.get(name, '')} {word}".strip()
+            options[head][name] = f"{options[head].get(name, '')} {word}".strip()
     return options
 
 

@@ -2,11 +2,15 @@
 
 Both return SUPERB's weighted sum of the SSL model's layers, or one layer. The weights are learned;
 they are the front ends' only parameters. The models before them are frozen, but a gradient goes
-through them to the waveform where something in front is trained, as in ESPnet's ``enh_s2t``.
+through them to the waveform where something in front is trained, as in ESPnet's ``enh_s2t``. The
+front end ``layers`` is the weighted sum alone.
 """
 
-import hashlib
 from fractions import Fraction
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import cast
 
 import humanfriendly
 import torch
@@ -16,12 +20,51 @@ from espnet2.enh.diffusion_enh import ESPnetDiffusionModel
 from posinv.augment.speed import resample
 from posinv.data.audio import SAMPLING_RATE
 from posinv.errors import InputError
+from posinv.espnet.layer_cache import LayerCache, MemoryCache, content_key
 from posinv.espnet.load import load_enhancement_model
 from posinv.lengths import zero_beyond
 from posinv.ssl.upstream import Frozen, SSLUpstream
 
 
-class SSLFrontend(AbsFrontend):
+class LayersFrontend(AbsFrontend):
+    """``layers``: layers that were computed before, summed with softmax weights.
+
+    Args:
+        size: feature dimension.
+        num_layers: number of layers; None: one layer, which is returned as it is.
+    """
+
+    def __init__(self, size: int, num_layers: int | None) -> None:
+        super().__init__()
+        self.feature_size = size
+        self.weights = None if num_layers is None else torch.nn.Parameter(torch.zeros(num_layers))
+
+    def output_size(self) -> int:
+        """Return the feature dimension."""
+        return self.feature_size
+
+    def forward(
+        self, input: torch.Tensor, input_lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weighted sum of layers.
+
+        Args:
+            input: the layers ``(B, F, L, D)``.
+            input_lengths: frame counts ``(B,)``.
+
+        Returns:
+            The features ``(B, F, D)`` and the frame counts ``(B,)``.
+        """
+        return self.weighted_sum(input.permute(2, 0, 1, 3)), input_lengths
+
+    def weighted_sum(self, layers: torch.Tensor) -> torch.Tensor:
+        """Return the features ``(B, F, D)`` of layers ``(L, B, F, D)``."""
+        if self.weights is None:
+            return layers[0]
+        return torch.einsum("l,lbfd->bfd", self.weights.softmax(dim=0), layers)
+
+
+class SSLFrontend(LayersFrontend):
     """``ssl``: a frozen SSL model's layers, summed with softmax weights (SUPERB, arXiv 2105.01051).
 
     The SSL model is not saved in the checkpoint, since the configuration names it.
@@ -50,23 +93,16 @@ class SSLFrontend(AbsFrontend):
         layer: int | None = None,
         fs: int | str = SAMPLING_RATE,
     ) -> None:
-        super().__init__()
         if cache_gb < 0:
             raise InputError(f"frontend_conf: cache_gb must be at least 0: {cache_gb}")
-        self.speed = _ratio(fs)
-        upstream = SSLUpstream(ssl)
+        speed = _ratio(fs)
+        with torch.random.fork_rng(devices=[]):  # a head's weights must not depend on its loading
+            upstream = SSLUpstream(ssl)
+        super().__init__(upstream.output_size, upstream.num_layers if layer is None else None)
+        self.speed = speed
         self.layer = None if layer is None else upstream.check_layer(layer)
         self.upstream = Frozen(upstream)
-        self.feature_size = upstream.output_size
-        if layer is None:
-            self.weights = torch.nn.Parameter(torch.zeros(upstream.num_layers))
-        self._cache: dict[bytes, torch.Tensor] = {}
-        self._cached = cache_gb > 0
-        self._cache_room = cache_gb * 2**30
-
-    def output_size(self) -> int:
-        """Return the feature dimension."""
-        return self.feature_size
+        self.cache: LayerCache | None = MemoryCache(cache_gb * 2**30) if cache_gb else None
 
     def forward(
         self, input: torch.Tensor, input_lengths: torch.Tensor
@@ -84,13 +120,37 @@ class SSLFrontend(AbsFrontend):
         Raises:
             InputError: an utterance is shorter than one frame.
         """
+        layers, frame_lengths = self.layers(input, input_lengths)
+        return self.weighted_sum(layers), frame_lengths
+
+    def layers(
+        self, input: torch.Tensor, input_lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what :meth:`forward` sums, from the cache if there is one.
+
+        Args:
+            input, input_lengths: see :meth:`forward`.
+
+        Returns:
+            All layers ``(L+1, B, F, D)``, or one ``(1, B, F, D)``, and the frame counts ``(B,)``.
+
+        Raises:
+            InputError: an utterance is shorter than one frame.
+        """
         waves, lengths = self._at_16_khz(input, input_lengths)
-        cached = self._cached and not _needs_gradient(waves)
-        layers, frame_lengths = (self._encode_cached if cached else self.encode)(waves, lengths)
-        if self.layer is not None:
-            return layers[0], frame_lengths
-        weights = self.weights.softmax(dim=0)
-        return torch.einsum("l,lbfd->bfd", weights, layers), frame_lengths
+        if self.cache is None or _needs_gradient(waves):
+            return self.encode(waves, lengths)
+        return self._encode_cached(self.cache, waves, lengths)
+
+    def frames(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return the frame counts of utterances, from their lengths in samples at the rate fs."""
+        return self._ssl().frame_lengths(self._length_at_16_khz(samples))
+
+    def digest(self) -> str:
+        """Return a digest of all that the layers depend on but the audio, in hexadecimal."""
+        ssl = self._ssl()
+        config = ssl.config.to_dict() | {"_name_or_path": ""}
+        return _digest(f"{type(self).__name__} {self.layer} {ssl.normalize} {config}", ssl)
 
     def encode(
         self, waves: torch.Tensor, lengths: torch.Tensor
@@ -108,13 +168,19 @@ class SSLFrontend(AbsFrontend):
         if self.speed == 1:
             return waves, lengths
         waves = resample(zero_beyond(waves, lengths), self.speed).to(waves.dtype)
-        return waves, -(-lengths * self.speed.denominator // self.speed.numerator)
+        return waves, self._length_at_16_khz(lengths)
+
+    def _ssl(self) -> SSLUpstream:
+        return cast(SSLUpstream, self.upstream.module)
+
+    def _length_at_16_khz(self, lengths: torch.Tensor) -> torch.Tensor:
+        return -(-lengths * self.speed.denominator // self.speed.numerator)
 
     def _encode_cached(
-        self, waves: torch.Tensor, lengths: torch.Tensor
+        self, cache: LayerCache, waves: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         utterances = [
-            self._layers(wave[:length])
+            self._layers(cache, wave[:length])
             for wave, length in zip(waves, lengths.tolist(), strict=True)
         ]
         frame_lengths = lengths.new_tensor([layers.size(1) for layers in utterances])
@@ -125,17 +191,13 @@ class SSLFrontend(AbsFrontend):
             hidden[:, b, : layers.size(1)] = layers
         return hidden, frame_lengths
 
-    def _layers(self, wave: torch.Tensor) -> torch.Tensor:
+    def _layers(self, cache: LayerCache, wave: torch.Tensor) -> torch.Tensor:
         """Return one utterance's layers ``(L+1, F, D)``, or one, from the cache if it has them."""
-        key = hashlib.blake2b(wave.detach().cpu().numpy().tobytes(), digest_size=16).digest()
-        layers = self._cache.get(key)
+        key = content_key(wave)
+        layers = cache.get(key)
         if layers is None:
-            layers = self.encode(wave[None], torch.tensor([wave.numel()], device=wave.device))[0]
-            layers = layers[:, 0]
-            size = layers.numel() * layers.element_size()
-            if size <= self._cache_room:
-                self._cache_room -= size
-                self._cache[key] = layers
+            lengths = torch.tensor([wave.numel()], device=wave.device)
+            layers = cache.put(key, self.encode(wave[None], lengths)[0][:, 0])
         return layers
 
 
@@ -161,7 +223,13 @@ class EnhSSLFrontend(SSLFrontend):
         fs: int | str = SAMPLING_RATE,
     ) -> None:
         super().__init__(ssl, cache_gb, layer, fs)
-        self.separate = load_enhancement_model(enh_config, enh_model)
+        with torch.random.fork_rng(devices=[]):
+            self.separate = load_enhancement_model(enh_config, enh_model)
+        self._enh_options = Path(enh_config).read_text(encoding="utf-8")
+
+    def digest(self) -> str:
+        """Return a digest of all that the layers depend on but the audio, in hexadecimal."""
+        return _digest(f"{super().digest()} {self._enh_options}", self.separate.enh_model)
 
     def encode(
         self, waves: torch.Tensor, lengths: torch.Tensor
@@ -207,6 +275,15 @@ class EnhSSLFrontend(SSLFrontend):
                 fs=SAMPLING_RATE if self.separate.sfi_processing else None,
             )
         return enhanced * scale
+
+
+def _digest(text: str, model: torch.nn.Module) -> str:
+    """Return a digest of a text and of a model's parameters and buffers."""
+    digest = blake2b(text.encode(), digest_size=16)
+    for name, value in chain(model.named_parameters(), model.named_buffers()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _needs_gradient(waves: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ from espnet2.train.class_choices import ClassChoices
 
 from posinv.espnet.criteria import CRITERIA
 from posinv.espnet.encoders import BLSTMEncoder
-from posinv.espnet.frontends import EnhSSLFrontend, SSLFrontend
+from posinv.espnet.frontends import EnhSSLFrontend, LayersFrontend, SSLFrontend
 from posinv.espnet.optimizers import LinearWarmupDecay, S3PRLAdamW
 from posinv.espnet.separator import DemucsSeparator
 
@@ -21,7 +21,7 @@ def register() -> None:
     """
     _insert(enh.separator_choices, demucs=DemucsSeparator)
     _insert(enh.criterion_choices, **CRITERIA)
-    _insert(asr.frontend_choices, ssl=SSLFrontend, enh_ssl=EnhSSLFrontend)
+    _insert(asr.frontend_choices, ssl=SSLFrontend, enh_ssl=EnhSSLFrontend, layers=LayersFrontend)
     # "linear" is ESPnet's own class, which ESPnet does not list for ASR. SUPERB's phoneme head is
     # a linear layer.
     encoders = {"linear": LinearEncoder, "blstm": BLSTMEncoder}

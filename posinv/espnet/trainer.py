@@ -125,7 +125,7 @@ class SeededTrainer(Trainer):
             trainer_options.accum_grad,
             Path(trainer_options.output_dir) / "nonfinite.txt",
         )
-        with _atomic_save():
+        with atomic_save():
             super().run(
                 model=model, optimizers=optimizers, trainer_options=trainer_options, **parts
             )
@@ -291,8 +291,8 @@ def _copy_loss(_model: torch.nn.Module, _args: tuple, output: tuple) -> tuple:
 
 
 @contextmanager
-def _atomic_save() -> Iterator[None]:
-    """Make ESPnet's ``torch.save(object, path)`` atomic."""
+def atomic_save() -> Iterator[None]:
+    """Make ESPnet's ``torch.save(object, path)`` atomic; also inside another of these."""
     save = torch.save
     torch.save = write_checkpoint  # type: ignore[assignment]  # ESPnet gives it nothing else
     try:

@@ -71,6 +71,45 @@ def test_more_epochs_go_on(train):
     assert "finished already" in train("--conf", "max_epoch: 3").stdout
 
 
+HEADS = """
+for file in options records jobs train; do . "$scripts/$file.sh"; done
+. ./path.sh
+cmd_backend=local num_nodes=1 ngpu=0 python=python3
+touch input
+train exp/x input -- bash -c 'echo run >> runs' _ --lr 1 "$@" --all --seed 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("heads", "said"),
+    [
+        (["--head", "b", "--lr", "2"], "--head a: none now: the training goes on"),
+        (["--head", "a", "--lr", "1"], "--head b: none now: the training goes on"),
+        (
+            ["--head", "c", "--head", "b", "--lr", "2", "--head", "a", "--lr", "1"],
+            "--head c: a head now: the training goes on",
+        ),
+    ],
+)
+def test_heads_can_come_and_go(bash, heads, said):
+    """Those that stay don't depend on them."""
+    both = ["--head", "a", "--lr", "1", "--head", "b", "--lr", "2"]
+    assert bash(HEADS, *both).returncode == 0
+    other = bash(HEADS, *heads)
+    assert other.returncode == 0, other.stderr
+    assert f"exp/x: {said}" in other.stdout
+    assert (bash.folder / "runs").read_text() == "run\nrun\n"
+
+
+def test_a_head_that_changes_is_named(bash):
+    assert bash(HEADS, "--head", "a", "--lr", "1", "--head", "b", "--lr", "2").returncode == 0
+    other = bash(HEADS, "--head", "a", "--lr", "1", "--head", "b", "--lr", "3", "--clip", "1")
+    [line] = other.stderr.splitlines()
+    difference = "--head b --clip: none there, 1 now; --head b --lr: 2 there, 3 now: remove it"
+    assert f"exp/x was made by another training: {difference}" in line
+    assert (bash.folder / "runs").read_text() == "run\n"
+
+
 def test_comments_do_not_make_another_training(train):
     assert train().returncode == 0
     again = train("--conf", "max_epoch: 2  # as before")

@@ -7,7 +7,7 @@ signals on and ends as the fork does. While the server is not ready, and for any
 becomes the real Python. Only for jobs without a GPU: CUDA does not survive a fork. ::
 
     fork_server.py start FOLDER OWNER   # serve until the process OWNER ends; then remove FOLDER
-    fork_server.py run FOLDER -m posinv.bin.score_text ...   # what FOLDER/bin/python3 does
+    fork_server.py run FOLDER -m posinv.bin.score_heads ...   # what FOLDER/bin/python3 does
 """
 
 import atexit
@@ -34,7 +34,7 @@ MODULES = (
     "transformers",
     "espnet2.tasks.enh",
     "espnet2.bin.enh_inference",
-    "posinv.espnet.tasks.asr",
+    "posinv.espnet.heads",
     "posinv.espnet.tasks.enh",
     "posinv.espnet.tasks.pretrain",
     "posinv.espnet.tasks.ssft",

@@ -61,6 +61,8 @@ opt pr_config conf/pr.yaml "phoneme recognition head" file
 opt asr_config conf/asr.yaml "speech recognition head" file
 opt pr_lrs "" "learning rates tried for the PR head, the best on the validation set is kept; empty: its configuration's" numbers
 opt asr_lrs "" "learning rates tried for the ASR head, likewise" numbers
+opt sweep_updates 0 "updates after which only the learning rate that is best on the validation set goes on; 0: all to the end" integer
+opt cache_dir "" "folder for the layers of the training and validation set, in float16, so that each model reads the audio once; empty: none"
 
 opt qbe false "judge by query-by-example search, too: spoken words searched in the test sets, MTWV" one_of true false
 opt qbe_data "" "folder with a search of its own (queries.scp, documents.scp, relevance, utt2set, utt2digest), such as QUESST 2014's; empty: data/<test_set>_queries in the test sets"

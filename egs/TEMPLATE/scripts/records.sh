@@ -59,7 +59,8 @@ check_systems() {
 }
 
 # same_training DIR RECORD: end with an error that names what differs, if RECORD is of another training
-# than the one DIR was made by; only --max_epoch may have grown, which resumes it.
+# than the one DIR was made by; only --max_epoch may have grown, or the list of heads have changed,
+# which resumes it.
 same_training() {
     [ "$(cat "$1/run.sh")" != "$2" ] || return 0
     "$python" -m posinv.bin.compare_trainings --dir "$1" --record "$2" || exit 1

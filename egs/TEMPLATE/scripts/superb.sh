@@ -3,13 +3,14 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # recipe.sh sets the options
 
-# superb DIR SSL_MODEL SEED [ENHANCEMENT]: train a PR and an ASR head at each learning rate, on SSL_MODEL
-# or on it behind the enhancement model in the folder ENHANCEMENT; then decode and score the test sets
-# with the best of each. Heads go to DIR/<task>/lr_<rate>; DIR/<task>/best is a link to the best.
+# superb DIR SSL_MODEL SEED [ENHANCEMENT]: train a PR and an ASR head at each learning rate, all at once, on
+# SSL_MODEL or on it behind the enhancement model in the folder ENHANCEMENT; decode the validation and
+# test sets; score the test sets with the best of each. Heads go to DIR/<task>/lr_<rate>;
+# DIR/<task>/best is a link to the best.
 superb() {
     local dir=$1 model=$2 seed=$3 enhancement=${4:-} train=$raw/$train_set valid=$raw/$valid_set
-    local frontend=(--frontend ssl) ssl_files heads=() rates lr options
-    local task text unit config token_type token_list  # of head_of
+    local frontend=(--frontend ssl) ssl_files inputs=() options=() heads=() scored=() rates lr task names
+    local text unit config token_type token_list  # of head_of
     ssl_files_of "$model"
     if [ -n "$enhancement" ]; then
         frontend=(--frontend enh_ssl --frontend_conf "enh_config=$enhancement/config.yaml"
@@ -18,8 +19,15 @@ superb() {
     fi
     for task in pr asr; do
         head_of "$task"
+        inputs+=("$config" "$token_list" "$train/$text" "$valid/$text")
+        names=()
         for lr in $rates; do
-            options=()
+            names+=("lr_$lr")
+            heads+=("$dir/$task/lr_$lr")
+            options+=(--head "$dir/$task/lr_$lr" --config "$config"
+                --token_type "$token_type" --token_list "$token_list"
+                --train_data_path_and_name_and_type "$train/$text,text,text"
+                --valid_data_path_and_name_and_type "$valid/$text,text,text")
             if [ "$token_type" = bpe ]; then
                 options+=(--bpemodel "$tokens/bpe.model")
             fi
@@ -27,39 +35,29 @@ superb() {
                 # YAML reads 1e-3 as a string.
                 options+=(--optim_conf "lr=$(printf '%.10f' "$lr")")
             fi
-            train "$dir/$task/lr_$lr" "${ssl_files[@]}" "$config" "$token_list" \
-                "$train/$text" "$train/utt2digest" "$valid/$text" "$valid/utt2digest" \
-                -- "$python" -m posinv.bin.asr_train --config "$config" \
-                "${frontend[@]}" --frontend_conf "ssl=$model" \
-                --token_type "$token_type" --token_list "$token_list" "${options[@]}" \
-                --train_data_path_and_name_and_type "$train/wav.scp,speech,sound" \
-                --train_data_path_and_name_and_type "$train/$text,text,text" \
-                --valid_data_path_and_name_and_type "$valid/wav.scp,speech,sound" \
-                --valid_data_path_and_name_and_type "$valid/$text,text,text" \
-                --train_shape_file "$train/utt2num_samples" \
-                --valid_shape_file "$valid/utt2num_samples" \
-                --seed "$seed"
-            heads+=("$dir/$task/lr_$lr")
         done
+        scored+=(--task "$task" "$unit" "$text" "${names[@]}")
     done
+    options+=(--all "${frontend[@]}" --frontend_conf "ssl=$model")
+    if [ "$sweep_updates" != 0 ]; then
+        options+=(--sweep_updates "$sweep_updates")
+    fi
+    if [ -n "$cache_dir" ]; then
+        options+=(--cache_dir "$cache_dir")
+    fi
+    train "$dir" "${ssl_files[@]}" "${inputs[@]}" "$train/utt2digest" "$valid/utt2digest" \
+        -- "$python" -m posinv.bin.heads_train "${options[@]}" \
+        --train_data_path_and_name_and_type "$train/wav.scp,speech,sound" \
+        --valid_data_path_and_name_and_type "$valid/wav.scp,speech,sound" \
+        --train_shape_file "$train/utt2num_samples" \
+        --valid_shape_file "$valid/utt2num_samples" \
+        --seed "$seed"
 
-    decode "$valid/wav.scp" "$dir/decode_valid" "${heads[@]}"
+    decode_heads "$dir" "$valid" "${heads[@]}"
+    run_here "$dir/score.log" "$python" -m posinv.bin.score_heads --dir "$dir" --valid "$valid" \
+        --test "$raw/test_all" "${scored[@]}"
     for task in pr asr; do
         head_of "$task"
-        heads=()
-        for lr in $rates; do
-            heads+=("$dir/$task/lr_$lr")
-        done
-        run_here "$dir/$task/choose.log" "$python" -m posinv.bin.choose_head --heads "${heads[@]}" \
-            --decoded decode_valid/text --ref "$valid/$text" --unit "$unit" --out "$dir/$task/best"
-    done
-
-    decode "$raw/test_all/wav.scp" "$dir/decode" "$dir/pr/best" "$dir/asr/best"
-    for task in pr asr; do
-        head_of "$task"
-        run_here "$dir/$task/best/decode/score.log" "$python" -m posinv.bin.score_text \
-            --ref "$raw/test_all/$text" --hyp "$dir/$task/best/decode/text" --unit "$unit" \
-            --utt2set "$raw/test_all/utt2set" --out "$dir/$task/best/decode/scores.json"
         record_inputs "$dir/$task/best/decode/scores.json" "$raw/test_all/$text" \
             "$raw/test_all/utt2set" "$dir/$task/best/decode/text"
     done
@@ -79,19 +77,29 @@ head_of() {
     esac
 }
 
-# decode WAV_SCP DIR HEAD ...: make HEAD/<name of DIR>/text, all heads in one go; DIR is for the parts.
-decode() {
-    local scp=$1 dir=$2 head texts=()
+# decode_heads DIR VALID HEAD ...: decode the validation set in VALID and the test sets in one list, with
+# all heads: HEAD/decode_valid/text and HEAD/decode/text. DIR/decode is for the parts.
+decode_heads() {
+    local dir=$1 valid=$2 list=$1/decode/list text texts=()
     shift 2
-    for head in "$@"; do
-        texts+=("$dir/part{job}/text${#texts[@]}")
+    while [ "${#texts[@]}" -lt $# ]; do
+        texts+=("$dir/decode/part{job}/text${#texts[@]}")
     done
-    run_parts "$dir" "$scp" "$(dirname "$scp")/utt2digest" "${@/%//valid.cer_ctc.best.pth}" \
+    # An utterance of both may have the same name.
+    mkdir -p "$dir/decode"
+    {
+        sed 's/^/test:/' "$raw/test_all/wav.scp"
+        sed 's/^/valid:/' "$valid/wav.scp"
+    } > "$list"
+    run_parts "$dir/decode" "$list" "$raw/test_all/utt2digest" "$valid/utt2digest" \
+        "${@/%//valid.cer_ctc.best.pth}" \
         -- "$python" -m posinv.bin.ctc_inference --heads "$@" --out "${texts[@]}" \
-        --wav_scp "$dir/part{job}/list" --ngpu "$inference_gpu"
-    for head in "$@"; do
-        mkdir -p "$head/$(basename "$dir")"
-        merge_parts "${texts[0]}" "$head/$(basename "$dir")/text"
-        texts=("${texts[@]:1}")
+        --wav_scp "$dir/decode/part{job}/list" --ngpu "$inference_gpu"
+    for text in "${texts[@]}"; do
+        merge_parts "$text" "$dir/decode/text"
+        mkdir -p "$1/decode" "$1/decode_valid"
+        sed -n 's/^test://p' "$dir/decode/text" > "$1/decode/text"
+        sed -n 's/^valid://p' "$dir/decode/text" > "$1/decode_valid/text"
+        shift
     done
 }

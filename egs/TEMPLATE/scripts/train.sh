@@ -5,7 +5,8 @@
 # train DIR INPUT ... -- COMMAND [ARG ...]: run the ESPnet training COMMAND, with --output_dir DIR and
 # its output in DIR/train.log. DIR/run.sh records the command and the checksums of the INPUT files.
 # A training of the same record is resumed, or kept if it has finished; one of another record in
-# the same DIR is an error, unless only --max_epoch has grown. --ngpu is not part of the record.
+# the same DIR is an error, unless only --max_epoch has grown or heads were added or left out. --ngpu
+# is not part of the record.
 train() {
     local dir=$1 inputs command sums record start=$SECONDS
     split_inputs "$@"

@@ -11,7 +11,8 @@ export RECIPE_COMMAND="egs/librispeech/ssft1/run.sh${*:+ ${*@Q}}"
 cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")"
 
 # SUPERB tries 1e-1 to 1e-5 for PR and 1e-3 to 1e-5 for ASR, by decades, for 2 % and 5 % of the steps
-# (S3PRL's downstream/ctc/pr.sh, asr/asr.sh); here each is a whole training.
+# (S3PRL's downstream/ctc/pr.sh, asr/asr.sh); here each is a whole training, unless --sweep_updates ends
+# those that lose. --cache_dir keeps the layers: each model then reads the audio once, not 200 times.
 exec ./ssft.sh \
     --title "LibriSpeech: SSL models fine-tuned without labels, SUPERB's PR and ASR" \
     --ssl_model facebook/hubert-base-ls960 \

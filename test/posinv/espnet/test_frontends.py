@@ -1,12 +1,13 @@
 import math
+import shutil
 
 import pytest
 import torch
 import torchaudio
-from transformers import HubertModel
+from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from posinv.errors import InputError
-from posinv.espnet.frontends import EnhSSLFrontend, SSLFrontend
+from posinv.espnet.frontends import EnhSSLFrontend, LayersFrontend, SSLFrontend
 from posinv.espnet.tasks.enh import EnhancementTask
 
 LENGTHS = torch.tensor([4000, 400, 2345])
@@ -77,12 +78,12 @@ def test_a_gradient_reaches_the_waveform(tiny_ssl, waves, cache_gb):
     with torch.no_grad():
         frontend.weights.copy_(torch.tensor([0.3, -1.0, 2.0, 0.1]))
     frontend(waves[:2], LENGTHS[:2])  # into the cache, if there is one
-    cached = dict(frontend._cache)
+    cached = dict(frontend.cache.layers) if cache_gb else {}
     assert_gradient(
         *(frontend, waves, LENGTHS),
         lambda wave: expected_features(tiny_ssl, wave, frontend.weights),
     )
-    assert frontend._cache == cached
+    assert cached == (frontend.cache.layers if cache_gb else {})
     assert not any(layers.requires_grad for layers in cached.values())
     assert all(p.grad is None for p in frontend.upstream.module.parameters())
     assert not any(module.training for module in frontend.upstream.module.modules())
@@ -215,6 +216,60 @@ def test_enh_ssl_follows_the_device(tiny_ssl, enh_dir, waves):
         for leaf in (waves.cuda().requires_grad_(), waves.clone().requires_grad_())
     ]
     torch.testing.assert_close(gradients[0].cpu(), gradients[1], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+def test_layers_are_summed_as_in_ssl(tiny_ssl, waves, layer):
+    whole = SSLFrontend(tiny_ssl, layer=layer)
+    layers, frames = whole.layers(waves, LENGTHS)
+    apart = LayersFrontend(32, 4 if layer is None else None)
+    assert apart.output_size() == 32
+    assert apart.state_dict().keys() == whole.state_dict().keys()
+    if layer is None:
+        with torch.no_grad():
+            for frontend in (whole, apart):
+                frontend.weights.copy_(torch.tensor([0.3, -1.0, 2.0, 0.1]))
+    found = apart(layers.permute(1, 2, 0, 3), frames)
+    assert all(torch.equal(*pair) for pair in zip(found, whole(waves, LENGTHS), strict=True))
+    assert torch.equal(frames, whole.frames(LENGTHS))
+    assert SSLFrontend(tiny_ssl, fs=8000).frames(LENGTHS).tolist() == [24, 2, 14]
+
+
+def test_digest_is_of_all_that_the_layers_depend_on(tiny_ssl, enh_dir, tmp_path):
+    shutil.copytree(tiny_ssl, tmp_path / "ssl")
+    model = HubertModel.from_pretrained(tiny_ssl)
+    model.encoder.layers[0].attention.k_proj.bias.data[0] += 1
+    model.save_pretrained(tmp_path / "other")
+    shutil.copytree(tiny_ssl, tmp_path / "normalised")
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "normalised")
+    config, checkpoint = enh_dir / "config.yaml", enh_dir / "valid.loss.best.pth"
+    state = torch.load(checkpoint, weights_only=True)
+    state["separator.encoder.0.0.bias"][0] += 1
+    torch.save(state, tmp_path / "other.pth")
+    (tmp_path / "other.yaml").write_text(f"{config.read_text()}max_epoch: 7\n")
+    first = SSLFrontend(tiny_ssl).digest()
+    assert SSLFrontend(tmp_path / "ssl", cache_gb=1).digest() == first
+    others = [
+        SSLFrontend(tiny_ssl, layer=1),
+        SSLFrontend(tiny_ssl, layer=2),
+        SSLFrontend(tmp_path / "other"),
+        SSLFrontend(tmp_path / "normalised"),
+        EnhSSLFrontend(tiny_ssl, str(config), str(checkpoint)),
+        EnhSSLFrontend(tiny_ssl, str(config), str(tmp_path / "other.pth")),
+        EnhSSLFrontend(tiny_ssl, str(tmp_path / "other.yaml"), str(checkpoint)),
+    ]
+    assert len({first, *(other.digest() for other in others)}) == 1 + len(others)
+
+
+def test_loading_a_frozen_model_leaves_the_draws_that_follow_as_they_are(tiny_ssl, enh_dir):
+    """A head's initial weights are drawn after it in asr_train, but not in heads_train."""
+    files = str(enh_dir / "config.yaml"), str(enh_dir / "valid.loss.best.pth")
+    for load in (lambda: SSLFrontend(tiny_ssl), lambda: EnhSSLFrontend(tiny_ssl, *files)):
+        torch.manual_seed(0)
+        expected = torch.rand(3)
+        torch.manual_seed(0)
+        load()
+        assert torch.equal(torch.rand(3), expected)
 
 
 def test_bad_input(tiny_ssl, enh_dir):
