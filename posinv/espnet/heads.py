@@ -32,7 +32,7 @@ from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.dataset import ESPnetDataset
 from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.reporter import Reporter, SubReporter, aggregate
-from espnet2.train.trainer import TrainerOptions, autocast_args
+from espnet2.train.trainer import autocast_args
 from espnet2.utils.build_dataclass import build_dataclass
 
 from posinv.errors import InputError
@@ -380,11 +380,9 @@ class _HeadTrainer(SeededTrainer):
                 head.values[epoch] = stats["valid"][head.criterion]
 
     @classmethod
-    def validate_one_epoch(
-        cls, *, options: TrainerOptions, reporter: SubReporter, **parts: Any
-    ) -> None:
-        super().validate_one_epoch(options=options, reporter=reporter, **parts)
-        head = _this_head()
+    def validate_one_epoch(cls, **parts: Any) -> None:
+        super().validate_one_epoch(**parts)
+        head, reporter = _this_head(), cast(SubReporter, parts["reporter"])
         if head.criterion in reporter.stats:
             head.values[reporter.get_epoch()] = aggregate(reporter.stats[head.criterion])
 

@@ -164,7 +164,7 @@ def test_it_ends_with_its_owner(tmp_path):
         str(owner.pid),
     ]
     subprocess.run(server, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    for module in ("posinv.bin.score_text", "json.tool"):
+    for module in ("posinv.bin.score_heads", "json.tool"):
         command = [folder / "bin" / "python3", "-m", module, "--help"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.startswith("usage: ")

@@ -14,7 +14,7 @@ from posinv.scoring.text import UTTERANCE_COLUMNS, _utterances, error_rate
 
 
 def write_decoded(folder: Path, sets: dict[str, dict[str, tuple[str, str]]]) -> None:
-    """Write what score_text does: ``sets`` has (reference, hypothesis) by set and utterance."""
+    """Write what score_heads does: ``sets`` has (reference, hypothesis) by set and utterance."""
     scores, rows = {}, []
     for name, utterances in sets.items():
         refs, hyps = ({i: texts[k] for i, texts in utterances.items()} for k in (0, 1))
