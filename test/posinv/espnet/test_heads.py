@@ -300,7 +300,8 @@ def test_two_processes_killed_and_resumed(command, exp, train, start):
         for a, b in zip(one, two, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-5)
         last = [torch.load(exp / top / name / "latest.pth") for top in ("one", "two")]
-        torch.testing.assert_close(*last, rtol=1e-4, atol=1e-6)
+        # A thousandth of one step of Adam: it divides a small gradient by its own size.
+        torch.testing.assert_close(*last, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loser_of_a_sweep_ends(train, exp, together, caplog):
