@@ -9,7 +9,10 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import cast, get_args
 
+from posinv.data.directory import TokenKind
+from posinv.data.files import read_yaml
 from posinv.errors import InputError
 from posinv.report.results import provenance, write_results
 from posinv.report.skipped import left_out
@@ -66,6 +69,28 @@ def _exit_on_sigterm() -> None:
         after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm),
         after_in_child=in_child,
     )
+
+
+def add_align(parser: argparse.ArgumentParser) -> None:
+    """Add ``--align``, whose value is a list of kinds of tokens and frames that a head joins."""
+    parser.add_argument(
+        "--align",
+        nargs="+",
+        type=_kind_and_frames,
+        default=[],
+        metavar="KIND[=CONFIG]",
+        help="kinds of tokens (phn, char, word) in which CTC must be able to align each "
+        "transcript; with the configuration of the head, whose encoder may join (stack) frames",
+    )
+
+
+def _kind_and_frames(text: str) -> tuple[TokenKind, int]:
+    kind, _, path = text.partition("=")
+    if kind not in get_args(TokenKind):
+        raise InputError(f"--align {text}: the kind must be of {', '.join(get_args(TokenKind))}")
+    config = read_yaml(Path(path), "--align") if path else None
+    conf = config.get("encoder_conf") if isinstance(config, dict) else None
+    return cast(TokenKind, kind), conf.get("stack", 1) if isinstance(conf, dict) else 1
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from posinv.bin.cli import command_parser, run
+from posinv.bin.cli import add_align, command_parser, run
 from posinv.data.directory import format_data, read_skipped
 
 
@@ -26,16 +26,10 @@ def main() -> None:
         default="stop",
         help="a bad utterance is an error, or is left out and listed in OUT/skipped",
     )
-    parser.add_argument(
-        "--align",
-        nargs="+",
-        choices=("phn", "char", "word"),
-        default=(),
-        help="kinds of tokens in which CTC must be able to align each transcript",
-    )
+    add_align(parser)
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
-    samples, scaled = format_data(**vars(args))
+    samples, scaled = format_data(**{**vars(args), "align": dict(args.align)})
     note = f"; {scaled} utterances scaled to a peak of 1 after resampling" if scaled else ""
     print(f"{args.out}: {samples / args.sampling_rate / 60:.1f} minutes{note}")
     if skipped := read_skipped(args.out):

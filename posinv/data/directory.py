@@ -233,7 +233,7 @@ def validate(
     sampling_rate: int,
     tokens: Mapping[TokenKind, Path | str] | None = None,
     nj: int = 1,
-    stack: Mapping[TokenKind, int] | None = None,
+    align: Mapping[TokenKind, int] | None = None,
 ) -> int:
     """Check a data directory: lists, transcripts, and every audio file.
 
@@ -242,8 +242,8 @@ def validate(
         sampling_rate: what all audio must have, in Hz.
         tokens: token lists, by the kind of token, to check the transcripts against.
         nj: number of processes.
-        stack: frames of the SSL model in a frame that CTC aligns, by the kind of token; 1 where
-            it is not named.
+        align: kinds of tokens in which CTC must be able to align every transcript, and how many
+            frames of the SSL model make one of those that it aligns.
 
     Returns:
         The total number of samples.
@@ -261,18 +261,23 @@ def validate(
     def check(utt: str) -> int:
         entries = data.wav[utt], data.spk1[utt]
         samples = len(read_pair(utt, *entries, sampling_rate, False, min_samples)[0])
-        frames = _frames(samples, sampling_rate)
-        for kind in kinds:
-            aligned = -(-frames // (stack or {}).get(kind, 1))
-            check_alignable(utt, _split(_of(data, kind)[utt], kind), aligned, kind)
+        _check_aligned(utt, data, samples, sampling_rate, align)
         return samples
 
     return sum(map_parallel(check, data.wav, nj))
 
 
-def _frames(samples: int, sampling_rate: int) -> int:
+def _check_aligned(
+    utt: str,
+    data: DataDir,
+    samples: int,
+    sampling_rate: int,
+    align: Mapping[TokenKind, int] | None,
+) -> None:
     window, hop = round(FRAME_SECONDS * sampling_rate), round(HOP_SECONDS * sampling_rate)
-    return 1 + (samples - window) // hop
+    frames = 1 + (samples - window) // hop
+    for kind, joined in (align or {}).items():
+        check_alignable(utt, _split(_of(data, kind)[utt], kind), -(-frames // joined), kind)
 
 
 def _of(data: DataDir, kind: TokenKind) -> dict[str, str]:
@@ -289,7 +294,7 @@ def format_data(
     min_samples: int | None = None,
     nj: int = 1,
     on_bad_utt: OnBadUtt = "stop",
-    align: Sequence[TokenKind] = (),
+    align: Mapping[TokenKind, int] | None = None,
 ) -> tuple[int, int]:
     """Decode a data directory's audio into one file an utterance.
 
@@ -311,7 +316,7 @@ def format_data(
         on_bad_utt: ``"stop"``: the first utterance that is bad is an error. ``"skip"``: those that
             aren't in every list, or whose audio or transcript is bad, are left out, and listed with
             the reason in the file ``skipped``, with those that ``src`` lists there.
-        align: kinds of tokens in which CTC must be able to align every transcript.
+        align: see :func:`validate`.
 
     Returns:
         The total number of samples, and how many utterances were scaled.
@@ -334,10 +339,7 @@ def format_data(
         def convert(utt: str) -> tuple[str, str, str, int, str, bool]:
             entries = data.wav[utt], data.spk1[utt]
             x, reference = read_pair(utt, *entries, sampling_rate, resample, min_samples)
-            for kind in align:
-                check_alignable(
-                    utt, _split(_of(data, kind)[utt], kind), _frames(len(x), sampling_rate), kind
-                )
+            _check_aligned(utt, data, len(x), sampling_rate, align)
             peak = max(np.abs(x).max(), np.abs(reference).max())
             gain = 1 / peak if peak > 1 else 1.0
             wav = spk1 = f"audio/{utt}.{audio_format}"

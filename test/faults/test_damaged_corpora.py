@@ -22,7 +22,7 @@ from posinv.report.skipped import left_out
 
 ROOT = Path(__file__).resolve().parents[2]
 RATE = 16000
-ALIGN = ("phn", "char")
+ALIGN = {"phn": 1, "char": 1}
 REFUSED = [name for name, kind in KINDS.items() if kind.refused and kind.stage == "format"]
 HANDLED = [name for name, kind in KINDS.items() if not kind.refused]
 SLOW = [pytest.param(n, marks=pytest.mark.faults if KINDS[n].heavy else ()) for n in HANDLED]

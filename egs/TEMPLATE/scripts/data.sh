@@ -44,8 +44,8 @@ make_noisy_test_sets() {
     done
 }
 
-# format SOURCE NAME [ARG ...]: make $raw/<NAME> from data/<SOURCE>; $alignable are the kinds of tokens that
-# CTC must be able to align.
+# format SOURCE NAME [ARG ...]: make $raw/<NAME> from data/<SOURCE>; $alignable says what CTC
+# must be able to align.
 format() {
     local source=$1 name=$2
     shift 2
@@ -107,7 +107,7 @@ format_sets() {
     else
         token_list text "$asr_token_type" "$tokens/$asr_token_type.txt"
     fi
-    local check=(--phn_tokens "$tokens/phn.txt" --pr_config "$pr_config" --asr_config "$asr_config")
+    local check=(--phn_tokens "$tokens/phn.txt")
     if [ "$asr_token_type" != bpe ]; then
         check+=("--${asr_token_type}_tokens" "$tokens/$asr_token_type.txt")
     fi

@@ -94,9 +94,9 @@ start_recipe() {
     if [ "$resample" = true ]; then
         resampling=(--resample)
     fi
-    alignable=(--align phn)
+    alignable=(--align "phn=$pr_config")
     if [ "$asr_token_type" != bpe ]; then
-        alignable+=("$asr_token_type")
+        alignable+=("$asr_token_type=$asr_config")
     fi
     case $gpu_inference in
         auto) inference_gpu=$((ngpu > 0)) ;;

@@ -223,27 +223,28 @@ def test_transcripts_that_ctc_cannot_align_are_named(data, token_lists):
     """A blank between equal neighbours takes a frame, too: 9 frames are in 3000 samples."""
     for phn in ("T UW T UW T UW T UW T", "T T T T T"):
         edit(data / "phn", "b-1 T UW\n", f"b-1 {phn}\n")
-        assert validate(data, RATE, token_lists, nj=2)
+        assert validate(data, RATE, token_lists, nj=2, align={"phn": 1})
         edit(data / "phn", f"b-1 {phn}\n", f"b-1 {phn} UW\n")
         with pytest.raises(
             InputError, match=r"utterance b-1: \d+ phn tokens need 10 frames, its audio has 9: CTC"
         ):
-            validate(data, RATE, token_lists, nj=2)
+            validate(data, RATE, token_lists, nj=2, align={"phn": 1})
         edit(data / "phn", f"b-1 {phn} UW\n", "b-1 T UW\n")
 
 
 def test_a_head_that_stacks_frames_has_fewer_of_them(data, token_lists, tmp_path):
-    edit(data / "phn", "b-1 T UW\n", "b-1 T UW T UW T\n")
-    assert validate(data, RATE, token_lists, stack={"phn": 2})
     config = tmp_path / "pr.yaml"
     config.write_text("encoder_conf: {stack: 2}\n")
-    options = ["--phn_tokens", token_lists["phn"], "--nj", 1, "--pr_config", config]
-    assert command("validate_data", data, *options).returncode == 0
+    options = ["--phn_tokens", token_lists["phn"], "--nj", 1, "--align"]
+    edit(data / "phn", "b-1 T UW\n", "b-1 T UW T UW T\n")
+    assert command("validate_data", data, *options, f"phn={config}").returncode == 0
     edit(data / "phn", "b-1 T UW T UW T\n", "b-1 T UW T UW T UW\n")
-    assert validate(data, RATE, token_lists)
-    failed = command("validate_data", data, *options)
+    assert command("validate_data", data, *options, "phn").returncode == 0
+    failed = command("validate_data", data, *options, f"phn={config}")
     assert failed.returncode == 1
     assert "6 phn tokens need 6 frames, its audio has 5: CTC" in failed.stderr
+    failed = command("validate_data", data, *options, "phone")
+    assert "--align phone: the kind must be of word, char, phn" in failed.stderr
 
 
 def test_byte_order_marks_are_read_away(data, token_lists):
