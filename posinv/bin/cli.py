@@ -87,8 +87,11 @@ def add_align(parser: argparse.ArgumentParser) -> None:
 def _kind_and_frames(text: str) -> tuple[TokenKind, int]:
     kind, _, path = text.partition("=")
     if kind not in get_args(TokenKind):
-        raise InputError(f"--align {text}: the kind must be of {', '.join(get_args(TokenKind))}")
-    config = read_yaml(Path(path), "--align") if path else None
+        raise argparse.ArgumentTypeError(f"{text}: must begin with one of word, char, phn")
+    try:
+        config = read_yaml(Path(path), "configuration") if path else None
+    except InputError as error:  # argparse would only call it invalid
+        raise argparse.ArgumentTypeError(str(error)) from error
     conf = config.get("encoder_conf") if isinstance(config, dict) else None
     return cast(TokenKind, kind), conf.get("stack", 1) if isinstance(conf, dict) else 1
 

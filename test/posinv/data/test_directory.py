@@ -244,7 +244,7 @@ def test_a_head_that_stacks_frames_has_fewer_of_them(data, token_lists, tmp_path
     assert failed.returncode == 1
     assert "6 phn tokens need 6 frames, its audio has 5: CTC" in failed.stderr
     failed = command("validate_data", data, *options, "phone")
-    assert "--align phone: the kind must be of word, char, phn" in failed.stderr
+    assert "--align: phone: must begin with one of word, char, phn" in failed.stderr
 
 
 def test_byte_order_marks_are_read_away(data, token_lists):
