@@ -74,7 +74,7 @@ def test_what_is_refused(damaged, tmp_path, kind):
     tokens = tmp_path / "tokens"
     tokens.write_text("\n".join(["W", "AH", "N", "T", "UW", *"onetw a", "<space>"]) + "\n")
     with pytest.raises(InputError) as error:
-        validate(folder, RATE, {"phn": tokens, "char": tokens})
+        validate(folder, RATE, {"phn": tokens, "char": tokens}, align=ALIGN)
     check(error, kind, folder, utts)
     with pytest.raises(InputError) as error:
         format_data(folder, tmp_path / "dump", RATE, align=ALIGN)
