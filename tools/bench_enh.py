@@ -14,6 +14,7 @@ turns. On a GPU, CUDA events time the phases, and "update" is wall-clock time.
 """
 
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -201,6 +202,7 @@ class Bench:
                     self.optimizer.zero_grad()
             self._wait()
             wall = (time.perf_counter() - start) / count
+        print(f"{row.name}: {wall:.1f} s an update", file=sys.stderr)
         row.wall.append(wall)
         seconds = clock.seconds()
         if type(implementation) is Posinv:  # the features are timed inside the loss
@@ -214,12 +216,11 @@ class Bench:
             torch.cuda.synchronize()
 
 
-def record(kind: str, row: Row, utterances: int, posinv: Row) -> list[str]:
+def record(row: Row, utterances: int, posinv: Row) -> list[str]:
     """Return the cells of COLUMNS."""
     phases = np.median(np.concatenate(row.seconds), axis=0)
     return [
-        kind,
-        row.name,
+        *row.name.split(", "),
         str(utterances),
         str(sum(map(len, row.seconds))),
         *(f"{1e3 * t:.1f}" for t in (row.update, min(row.wall), max(row.wall))),
@@ -277,14 +278,13 @@ def main() -> None:
             ways = Posinv(enhancer, criterion), OneByOne(enhancer, criterion, kind)
             difference = bench.check(*ways)
             settings += f"- {kind}: the two losses differ by {difference:.1e} of their value\n"
-            rows = [Row(way.name) for way in ways]
+            rows = [Row(f"{kind}, {way.name}") for way in ways]
             for turn in range(args.turns):
                 for way, row in zip(ways, rows, strict=True):
-                    bench.turn(way, row, args.updates, warm_up=turn == 0)
+                    first = turn == 0 and kind == args.criteria[0]
+                    bench.turn(way, row, args.updates, warm_up=first)
             settings += kept_references(kind, rows[0], ssl_config.hidden_size)
-            records += [record(kind, row, args.utterances, rows[0]) for row in rows]
-            for row in rows:
-                row.name = f"{kind}, {row.name}"
+            records += [record(row, args.utterances, rows[0]) for row in rows]
             bars += rows
 
     sizes = "tiny models" if args.quick else f"master64 and {args.model} Base sizes"
