@@ -289,7 +289,8 @@ class Head(threading.Thread):
             self._next_item()
             # ESPnet's trainer keeps what belongs to a training in its class.
             trainer = type("HeadTrainer", (_HeadTrainer,), {})
-            type("HeadTask", (_HeadTask,), {"trainer": trainer}).main_worker(self.args)
+            task = cast(type[_HeadTask], type("HeadTask", (_HeadTask,), {"trainer": trainer}))
+            task.main_worker(self.args)
         except _HeadStoppedError:
             pass
         except BaseException as error:

@@ -6,6 +6,7 @@
 # prepare_qbe: make $qbe_search, the search of data/<test_set>_queries in the test sets, unless
 # --qbe_data names another.
 prepare_qbe() {
+    # shellcheck disable=SC2034  # of format: queries have no transcripts that a head learns
     local queries=${test_set}_queries alignable=()
     if [ "$qbe" = false ]; then
         return
