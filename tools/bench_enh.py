@@ -195,6 +195,7 @@ class Bench:
             start = time.perf_counter()
             for _ in range(count):
                 keys = [f"{len(row.wall)}-{b}" for b in range(len(self.clean))]
+                clock.begin()
                 implementation.backward(self.noisy, self.clean, keys, clock)
                 with clock.phase("optimiser"):
                     torch.nn.utils.clip_grad_norm_(self.enhancer.parameters(), 5.0)

@@ -225,6 +225,7 @@ class Bench:
                 self._wait()
                 clock = Clock(self.device, PHASES)
                 start = time.perf_counter()
+            clock.begin()
             with clock.phase("load"):
                 batch = next(batches)
             implementation.backward(batch, clock)

@@ -71,12 +71,14 @@ class Clock:
         self.on_gpu, self.phases = device.type == "cuda", phases
         self.updates: list[dict[str, list[tuple]]] = []
 
+    def begin(self) -> None:
+        """Begin a new update."""
+        self.updates.append(defaultdict(list))
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time the block as this phase; the first phase begins a new update."""
+        """Time the block as this phase of the update, or as one of its parts."""
         on_gpu = self.on_gpu and name != "load"
-        if name == self.phases[0]:
-            self.updates.append(defaultdict(list))
         start = self._now(on_gpu)
         yield
         self.updates[-1][name].append((start, self._now(on_gpu)))
