@@ -280,7 +280,7 @@ def test_two_processes_killed_and_resumed(command, exp, train, start):
         "pr_summed": {"encoder_conf": {**RNN["encoder_conf"], "dropout": 0.0}, "accum_grad": 2},
         "asr_scheduled": {"encoder_conf": {"hidden_size": 8, "dropout": 0.0}},
     }
-    long = {**still, "all": still["all"] | {"max_epoch": 25, "patience": None}}
+    long = {**still, "all": still["all"] | {"max_epoch": 10, "patience": None}}
     job = [arguments(command, exp, name, **long) for name in ("unbroken", "broken")]
     processes = start([arguments(command, exp, "two", **still), *job])
     last = exp / "broken/asr/scheduled/latest.pth"
@@ -290,7 +290,7 @@ def test_two_processes_killed_and_resumed(command, exp, train, start):
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert len(read_epochs(exp / "broken/pr/drawn")) < 25
+    assert len(read_epochs(exp / "broken/pr/drawn")) < 10
     finish(exp, start(job[1:]))
     assert_same(exp / "broken", exp / "unbroken")
     train("one", **still)
