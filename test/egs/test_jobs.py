@@ -47,13 +47,18 @@ def slurm(tmp_path_factory):
 def jobs(request, bash):
     """Run a script after the options above, its jobs by one of the back ends."""
     (bash.folder / "list").write_text("".join(f"utt{i} a b  c\n" for i in range(7)))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # As path.sh sets them, or the fork server would take no job.
+    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
+    options = OPTIONS
     if request.param == "slurm":
         environment |= request.getfixturevalue("slurm")
+    else:
+        options += "python=$POSINV_FORK_SERVER/bin/python3\n"
 
     def start(script, *args):
         return subprocess.Popen(
-            bash.command(OPTIONS + script, "--cmd_backend", request.param, *args),
+            bash.command(options + script, "--cmd_backend", request.param, *args),
             cwd=bash.folder,
             env=environment,
             text=True,

@@ -1,24 +1,22 @@
 import csv
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "bench_enh.py"
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
-def run_script(*options):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--quick", *map(str, options)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
-    )
+@pytest.fixture
+def run_script(python):
+    def run(*options):
+        command = [*python, "-m", "bench_enh", "--quick", *map(str, options)]
+        return subprocess.run(command, cwd=TOOLS, capture_output=True, text=True)
+
+    return run
 
 
-def test_quick_run_times_every_phase_of_both(tmp_path):
+def test_quick_run_times_every_phase_of_both(run_script, tmp_path):
     done = run_script("--seconds", 0.5, "--utterances", 2, "--out", tmp_path / "out dir")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "out dir").iterdir()} == {
@@ -47,7 +45,7 @@ def test_quick_run_times_every_phase_of_both(tmp_path):
         (["--seconds", "0"], "--seconds must be at least 0.1, got 0"),
     ],
 )
-def test_bad_options_are_one_line(tmp_path, options, message):
+def test_bad_options_are_one_line(run_script, tmp_path, options, message):
     done = run_script("--out", tmp_path, *options)
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1]
