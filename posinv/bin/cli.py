@@ -9,13 +9,8 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import cast, get_args
 
-from posinv.data.directory import TokenKind
-from posinv.data.files import read_yaml
 from posinv.errors import InputError
-from posinv.report.results import provenance, write_results
-from posinv.report.skipped import left_out
 
 
 def run(main: Callable[[], object]) -> None:
@@ -49,7 +44,7 @@ def _one_line(error: InputError | OSError) -> str:
     if isinstance(error, InputError):
         return " ".join(str(error).split())
     place = error.filename or tempfile.gettempdir()
-    return f"{place}: {error.strerror}: make room or get leave there, or choose another place"
+    return f"{place}: {error.strerror}: make room or the folder writable, or choose another place"
 
 
 @cache
@@ -69,31 +64,6 @@ def _exit_on_sigterm() -> None:
         after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm),
         after_in_child=in_child,
     )
-
-
-def add_align(parser: argparse.ArgumentParser) -> None:
-    """Add ``--align``, whose value is a list of kinds of tokens and frames that a head joins."""
-    parser.add_argument(
-        "--align",
-        nargs="+",
-        type=_kind_and_frames,
-        default=[],
-        metavar="KIND[=CONFIG]",
-        help="kinds of tokens (phn, char, word) in which CTC must be able to align each "
-        "transcript; with the configuration of the head, whose encoder may join (stack) frames",
-    )
-
-
-def _kind_and_frames(text: str) -> tuple[TokenKind, int]:
-    kind, _, path = text.partition("=")
-    if kind not in get_args(TokenKind):
-        raise argparse.ArgumentTypeError(f"{text}: must begin with one of word, char, phn")
-    try:
-        config = read_yaml(Path(path), "configuration") if path else None
-    except InputError as error:  # argparse would only call it invalid
-        raise argparse.ArgumentTypeError(str(error)) from error
-    conf = config.get("encoder_conf") if isinstance(config, dict) else None
-    return cast(TokenKind, kind), conf.get("stack", 1) if isinstance(conf, dict) else 1
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
@@ -119,30 +89,6 @@ def corpus_parser(
     add("--seed", type=int, default=0, help="of every draw")
     add("--nj", type=int, default=2, help="number of processes")
     return parser
-
-
-def results_parser(description: str | None, experiments: str) -> argparse.ArgumentParser:
-    """Return the options of a command that writes results; ``experiments`` tells what it reads."""
-    parser = command_parser(description)
-    add = parser.add_argument
-    add("--expdir", type=Path, required=True, help=f"experiments: {experiments}")
-    add("--sets", type=names, required=True, help="test sets of PER and WER, one argument: 'A B'")
-    add("--seeds", type=names, required=True, help="random seeds, one argument: '1 2'")
-    add("--out", type=Path, required=True, help="Markdown file, as RESULTS.md")
-    add("--command", required=True, help="what made the results, to be noted")
-    add("--title", default="Results", help="heading, if the file is a new one")
-    add("--published", type=Path, help="YAML list of published figures, to stand beside ours")
-    add("--dump", type=Path, help="formatted data; utterances that were left out are counted")
-    add("--qbe_sets", type=names, default=[], help="test sets of query-by-example search: 'A B'")
-    return parser
-
-
-def publish(tables: str, args: argparse.Namespace) -> None:
-    """Print tables and where they come from, and write both where :func:`results_parser` says."""
-    skipped = left_out(args.dump) if args.dump else ""
-    body = "\n".join(part for part in (tables, skipped, provenance(args.command)) if part)
-    print(body, end="")
-    write_results(args.out, args.title, body)
 
 
 def names(argument: str) -> list[str]:

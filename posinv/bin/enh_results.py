@@ -1,6 +1,7 @@
 """Print a speech enhancement recipe's results, and write them to a Markdown file."""
 
-from posinv.bin.cli import names, publish, results_parser, run
+from posinv.bin.cli import names, run
+from posinv.bin.results_options import publish, results_parser
 from posinv.errors import InputError
 from posinv.report.enhancement import enhancement_report
 from posinv.report.experiment import LABELS

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from posinv.bin.cli import add_align, command_parser, run
+from posinv.bin.align_option import add_align
+from posinv.bin.cli import command_parser, run
 from posinv.data.directory import format_data, read_skipped
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from posinv.bin.cli import names, publish, results_parser, run
+from posinv.bin.cli import names, run
+from posinv.bin.results_options import publish, results_parser
 from posinv.report.curves import plot_curves
 from posinv.report.results import Published
 from posinv.report.ssft import COLLAPSE, read_collapse, ssft_report
