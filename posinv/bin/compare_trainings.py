@@ -5,12 +5,13 @@ there are other heads beside those that stay, which don't depend on each other (
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from posinv.bin.cli import command_parser, run
 from posinv.data.files import read_yaml
 from posinv.errors import InputError
+from posinv.head_arguments import split_arguments
 
 MAX_EPOCH = "max_epoch"
 ABSENT, HEAD = "none", "a head"
@@ -86,23 +87,22 @@ def _compare(
 
 
 def _options(record: str) -> dict[str, dict[str, str]]:
-    """The command's options; those given several times have their values joined.
+    """The command's options by name: those of each head by ``--head DIR``, all others by ""."""
+    common, heads = split_arguments(shlex.split(record.splitlines()[-1]))
+    by_head = {f"--head {directory}": _by_name(words) for directory, words in heads.items()}
+    return {"": _by_name(common), **by_head}
 
-    With heads_train's ``--head DIR`` and ``--all``: the options of each head, by ``--head DIR``;
-    those of all, and of other commands, by "".
-    """
-    options: dict[str, dict[str, str]] = {"": {}}
-    head, name = "", "command"
-    words = iter(shlex.split(record.splitlines()[-1]))
+
+def _by_name(words: Sequence[str]) -> dict[str, str]:
+    """Options and their values; those given several times have their values joined."""
+    options: dict[str, str] = {}
+    name = "command"
     for word in words:
-        if word in ("--head", "--all"):
-            head = f"--head {next(words)}" if word == "--head" else ""
-            options.setdefault(head, {})
-        elif word.startswith("--"):
+        if word.startswith("--"):
             name = word.removeprefix("--")
-            options[head].setdefault(name, "")
+            options.setdefault(name, "")
         else:
-            options[head][name] = f"{options[head].get(name, '')} {word}".strip()
+            options[name] = f"{options.get(name, '')} {word}".strip()
     return options
 
 

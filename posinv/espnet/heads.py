@@ -40,6 +40,7 @@ from posinv.espnet.frontends import SSLFrontend
 from posinv.espnet.layer_cache import FileCache
 from posinv.espnet.tasks.asr import ASRTask
 from posinv.espnet.trainer import SeededTrainer, atomic_save
+from posinv.head_arguments import split_arguments
 from posinv.ssl.load import load_config
 
 # The options that the heads of one command share: front end, audio, batches, device.
@@ -99,34 +100,6 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
         name = f"{phase}_data_path_and_name_and_type"
         setattr(args, name, _data(own.heads[0], phase, speech=True))
     return args
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split arguments at ``--head DIR`` and ``--all``.
-
-    Returns:
-        The options of all heads, before the first ``--head`` and after ``--all``; those of each
-        head, by its directory.
-
-    Raises:
-        InputError: a directory is missing, or is there twice.
-    """
-    common: list[str] = []
-    heads: dict[str, list[str]] = {}
-    options, words = common, iter(arguments)
-    for word in words:
-        if word == "--all":
-            options = common
-        elif word == "--head":
-            directory = next(words, "")
-            if not directory or directory.startswith("--"):
-                raise InputError("--head: needs the directory of a head")
-            if directory in heads:
-                raise InputError(f"--head {directory}: twice: each head needs its own directory")
-            options = heads.setdefault(directory, [])
-        else:
-            options.append(word)
-    return common, heads
 
 
 def _task_arguments(arguments: Sequence[str]) -> Namespace:
