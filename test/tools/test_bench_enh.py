@@ -1,23 +1,12 @@
 import csv
-import subprocess
-from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
 
-
-@pytest.fixture
-def run_script(python):
-    def run(*options):
-        command = [*python, "-m", "bench_enh", "--quick", *map(str, options)]
-        return subprocess.run(command, cwd=TOOLS, capture_output=True, text=True)
-
-    return run
-
-
-def test_quick_run_times_every_phase_of_both(run_script, tmp_path):
-    done = run_script("--seconds", 0.5, "--utterances", 2, "--out", tmp_path / "out dir")
+def test_quick_run_times_every_phase_of_both(quick_bench, tmp_path):
+    done = quick_bench(
+        "bench_enh", "--seconds", 0.5, "--utterances", 2, "--out", tmp_path / "out dir"
+    )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "out dir").iterdir()} == {
         "enh_hubert_cpu.csv",
@@ -45,7 +34,7 @@ def test_quick_run_times_every_phase_of_both(run_script, tmp_path):
         (["--seconds", "0"], "--seconds must be at least 0.1, got 0"),
     ],
 )
-def test_bad_options_are_one_line(run_script, tmp_path, options, message):
-    done = run_script("--out", tmp_path, *options)
+def test_bad_options_are_one_line(quick_bench, tmp_path, options, message):
+    done = quick_bench("bench_enh", "--out", tmp_path, *options)
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1]

@@ -1,26 +1,21 @@
 import csv
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
-
-@pytest.fixture
-def run_script(python):
-    def run(*options):
-        command = [*python, "-m", "bench_ssft", "--quick", *map(str, options)]
-        return subprocess.run(command, cwd=TOOLS, capture_output=True, text=True)
-
-    return run
-
 
 @pytest.mark.parametrize("model", ["hubert", "wavlm"])
-def test_quick_run_times_every_phase_of_both(run_script, tmp_path, model):
-    done = run_script(
-        "--seconds", 0.5, "--pairs", 2, "--model", model, "--out", tmp_path / "out dir"
+def test_quick_run_times_every_phase_of_both(quick_bench, tmp_path, model):
+    done = quick_bench(
+        "bench_ssft",
+        "--seconds",
+        0.5,
+        "--pairs",
+        2,
+        "--model",
+        model,
+        "--out",
+        tmp_path / "out dir",
     )
     assert done.returncode == 0, done.stderr
     name = f"ssft_{model}_cpu"
@@ -46,9 +41,9 @@ def test_quick_run_times_every_phase_of_both(run_script, tmp_path, model):
         (["--device", "cuda"], "--device cuda: torch sees no GPU"),
     ],
 )
-def test_bad_options_are_one_line(run_script, tmp_path, options, message):
+def test_bad_options_are_one_line(quick_bench, tmp_path, options, message):
     if "cuda" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = run_script("--out", tmp_path, *options)
+    done = quick_bench("bench_ssft", "--out", tmp_path, *options)
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1]

@@ -1,3 +1,8 @@
+import json
+import os
+import subprocess
+import time
+
 import numpy as np
 import pytest
 import soundfile
@@ -23,3 +28,48 @@ def write_utterances():
         return lengths
 
     return write
+
+
+class Ranks:
+    """Two processes in a folder that share the work of jobs; ``run_job(options)`` does one.
+
+    Their output goes into log0 and log1: a full pipe would stop a process.
+    """
+
+    def __init__(self, folder, python, run_job):
+        self.folder, self.python = folder, python
+        (folder / "rank.py").write_text(
+            "import json, sys, torch\n"
+            f"{run_job}\n"
+            "for options in json.loads(sys.argv[1]):\n"
+            "    run_job(options)\n"
+            "    torch.distributed.destroy_process_group()\n"
+        )
+
+    def start(self, jobs):
+        meeting = f"file://{self.folder}/rendezvous{time.monotonic_ns()}"
+        return [self._start(rank, jobs, meeting) for rank in ("0", "1")]
+
+    def _start(self, rank, jobs, meeting):
+        gloo = ["--dist_backend", "gloo", "--dist_world_size", "2", "--dist_rank", rank]
+        mine = [[*job, *gloo, "--dist_init_method", f"{meeting}.{i}"] for i, job in enumerate(jobs)]
+        return subprocess.Popen(
+            [*self.python, "-m", "rank", json.dumps(mine)],
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=(self.folder / f"log{rank}").open("w"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def said(self, rank):
+        return (self.folder / f"log{rank}").read_text()[-3000:]
+
+    def finish(self, processes):
+        for rank, process in enumerate(processes):
+            assert process.wait(timeout=300) == 0, self.said(rank)
+
+
+@pytest.fixture(scope="module")
+def ranks_of(python):
+    """Make Ranks of a folder and the source of ``run_job``."""
+    return lambda folder, run_job: Ranks(folder, python, run_job)

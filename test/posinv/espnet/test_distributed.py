@@ -4,10 +4,8 @@ Dropout is off: its draws come from torch's generator, and so depend on how a ba
 """
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import time
 from functools import partial
 
@@ -34,14 +32,11 @@ TYPES = {
 UTTERANCES = 10
 LONG = {"max_epoch": 25, "accum_grad": 2, "keep_nbest_models": 25}
 # Each process runs all trainings, since its start takes longer than they do.
-RANK = """
-import json, sys, torch
+RUN_JOB = """
 from posinv.espnet.tasks import asr, enh, pretrain, ssft
 tasks = {"enh": enh.EnhancementTask, "ssft": ssft.SSFTTask, "asr": asr.ASRTask,
          "pretrain": pretrain.PretrainTask}
-for task, options in json.loads(sys.argv[1]):
-    tasks[task].main(cmd=options)
-    torch.distributed.destroy_process_group()
+run_job = lambda options: tasks[options[0]].main(cmd=options[1:])
 """
 
 
@@ -134,34 +129,8 @@ def options(ssl_folder, corpus, exp):
 
 
 @pytest.fixture(scope="module")
-def start(exp, python):
-    """Start two processes that share the work of each job, a pair of task and options."""
-    (exp / "rank.py").write_text(RANK)
-
-    def processes(jobs):
-        meeting = f"file://{exp}/rendezvous{time.monotonic_ns()}"
-        gloo = ["--dist_backend", "gloo", "--dist_world_size", "2", "--dist_rank"]
-        for rank in ("0", "1"):
-            mine = [
-                (task, [*cmd, *gloo, rank, "--dist_init_method", f"{meeting}.{i}"])
-                for i, (task, cmd) in enumerate(jobs)
-            ]
-            yield subprocess.Popen(
-                [*python, "-m", "rank", json.dumps(mine)],
-                cwd=exp,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-
-    return lambda jobs: list(processes(jobs))
-
-
-def finish(processes):
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-3000:]
+def ranks(exp, ranks_of):
+    return ranks_of(exp, RUN_JOB)
 
 
 def curve(folder):
@@ -181,10 +150,10 @@ def assert_same(first, second):
 
 
 @pytest.fixture(scope="module")
-def two(options, start):
+def two(options, ranks):
     """All uninterrupted trainings with two processes."""
-    jobs = [(task, options(task, "two")) for task in TASKS]
-    finish(start([*jobs, ("enh", options("enh", "long", **LONG))]))
+    jobs = [[task, *options(task, "two")] for task in TASKS]
+    ranks.finish(ranks.start([*jobs, ["enh", *options("enh", "long", **LONG)]]))
 
 
 def test_two_processes_are_one_with_twice_the_batch(exp, options, two):
@@ -216,19 +185,19 @@ def test_left_over_gradients_go_with_the_epoch(exp, options):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_killed_and_resumed_over_two_processes(exp, options, start, two):
+def test_killed_and_resumed_over_two_processes(exp, options, ranks, two):
     """A run killed at any time, with accumulated gradients, resumes at its last whole epoch."""
     killed, epochs = exp / "enh" / "killed", LONG["max_epoch"]
-    job = [("enh", options("enh", "killed", **LONG))]
-    processes = start(job)
+    job = [["enh", *options("enh", "killed", **LONG)]]
+    processes = ranks.start(job)
     while not (killed / "3epoch.pth").exists():
         time.sleep(0.01)
-        assert processes[0].poll() is None, processes[0].stdout.read()[-3000:]
+        assert processes[0].poll() is None, ranks.said(0)
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert 3 <= len(read_epochs(killed)) < epochs
-    finish(start(job))
+    ranks.finish(ranks.start(job))
     np.testing.assert_array_equal(curve(exp / "enh" / "long"), curve(killed))
     first, second = (weights(exp / "enh" / name, epochs) for name in ("long", "killed"))
     assert all(torch.equal(first[key], second[key]) for key in first)

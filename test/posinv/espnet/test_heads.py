@@ -1,11 +1,8 @@
 """Heads trained at once are those trained alone, by ESPnet's own ``asr_train``."""
 
-import json
 import logging
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -53,12 +50,9 @@ COMMON = {
     **{"best_model_criterion": [["valid", "loss", "min"], ["valid", "cer_ctc", "min"]]},
     **{"use_matplotlib": False, "use_tensorboard": False, "num_att_plot": 0},
 }
-RANK = """
-import json, sys, torch
+RUN_JOB = """
 from posinv.espnet.heads import HeadsTask, parse_arguments
-for options in json.loads(sys.argv[1]):
-    HeadsTask.main(args=parse_arguments(options))
-    torch.distributed.destroy_process_group()
+run_job = lambda options: HeadsTask.main(args=parse_arguments(options))
 """
 
 
@@ -241,35 +235,11 @@ def test_more_epochs_for_one_head(train, together):
 
 
 @pytest.fixture(scope="module")
-def start(exp, python):
-    """Start two processes that share the work of each job, the options of a heads_train."""
-    (exp / "rank_of_heads.py").write_text(RANK)
-
-    def processes(jobs):
-        meeting = f"file://{exp}/rendezvous{time.monotonic_ns()}"
-        gloo = ["--dist_backend", "gloo", "--dist_world_size", "2", "--dist_rank"]
-        for rank in ("0", "1"):
-            mine = [
-                [*job, *gloo, rank, "--dist_init_method", f"{meeting}.{i}"]
-                for i, job in enumerate(jobs)
-            ]
-            yield subprocess.Popen(
-                [*python, "-m", "rank_of_heads", json.dumps(mine)],
-                cwd=exp,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=(exp / f"log{rank}").open("w"),
-                stderr=subprocess.STDOUT,
-            )
-
-    return lambda jobs: list(processes(jobs))
+def ranks(exp, ranks_of):
+    return ranks_of(exp, RUN_JOB)
 
 
-def finish(exp, processes):
-    for rank, process in enumerate(processes):
-        assert process.wait(timeout=300) == 0, (exp / f"log{rank}").read_text()[-3000:]
-
-
-def test_two_processes_killed_and_resumed(command, exp, train, start):
+def test_two_processes_killed_and_resumed(command, exp, train, ranks):
     """Two processes are one, without draws; killed at any time they go on as if they had not been.
 
     Each process draws its own, so dropout and SpecAugment are off.
@@ -282,16 +252,16 @@ def test_two_processes_killed_and_resumed(command, exp, train, start):
     }
     long = {**still, "all": still["all"] | {"max_epoch": 10, "patience": None}}
     job = [arguments(command, exp, name, **long) for name in ("unbroken", "broken")]
-    processes = start([arguments(command, exp, "two", **still), *job])
+    processes = ranks.start([arguments(command, exp, "two", **still), *job])
     last = exp / "broken/asr/scheduled/latest.pth"
     while not last.exists():
         time.sleep(0.01)
-        assert processes[0].poll() is None, (exp / "log0").read_text()[-3000:]
+        assert processes[0].poll() is None, ranks.said(0)
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert len(read_epochs(exp / "broken/pr/drawn")) < 10
-    finish(exp, start(job[1:]))
+    ranks.finish(ranks.start(job[1:]))
     assert_same(exp / "broken", exp / "unbroken")
     train("one", **still)
     for name in HEADS:
