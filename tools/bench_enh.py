@@ -13,7 +13,6 @@ computed; "loss" includes the reference's padding or change of speed. The implem
 turns. On a GPU, CUDA events time the phases, and "update" is wall-clock time.
 """
 
-import math
 import sys
 import tempfile
 import time
@@ -44,7 +43,6 @@ from posinv.data.audio import SAMPLING_RATE
 from posinv.errors import InputError
 from posinv.espnet.criteria import CRITERIA, SSLCriterion
 from posinv.models.demucs import Demucs
-from posinv.report.results import ABSENT
 
 TOLERANCE = 1e-4
 MEASURED = ("ssl_mse", "ssl_mse_pad", "ssl_softdtw")
@@ -219,16 +217,7 @@ class Bench:
 
 def record(row: Row, utterances: int, posinv: Row) -> list[str]:
     """Return the cells of COLUMNS."""
-    phases = np.median(np.concatenate(row.seconds), axis=0)
-    return [
-        *row.name.split(", "),
-        str(utterances),
-        str(sum(map(len, row.seconds))),
-        *(f"{1e3 * t:.1f}" for t in (row.update, min(row.wall), max(row.wall))),
-        f"{row.update / posinv.update:.2f}",
-        *(f"{1e3 * t:.1f}" for t in phases),
-        ABSENT if math.isnan(row.peak) else f"{row.peak / 2**20:.0f}",
-    ]
+    return [*row.name.split(", "), str(utterances), *row.cells(posinv)]
 
 
 def kept_references(kind: str, row: Row, width: int) -> str:

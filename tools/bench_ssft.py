@@ -16,7 +16,6 @@ number.
 """
 
 import importlib.util
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -45,7 +44,6 @@ from posinv.data.audio import SAMPLING_RATE, read_audio
 from posinv.data.files import read_yaml
 from posinv.errors import InputError
 from posinv.models.ssft import SSFTModel
-from posinv.report.results import ABSENT
 
 TOLERANCE = 1e-4
 CONFIGS = {"hubert": HubertConfig, "wavlm": WavLMConfig}  # their defaults are the Base models
@@ -260,16 +258,7 @@ class Bench:
 
 def record(row: Row, pairs: int, posinv: Row) -> list[str]:
     """Return the cells of COLUMNS."""
-    phases = np.median(np.concatenate(row.seconds), axis=0)
-    return [
-        row.name,
-        str(pairs),
-        str(sum(map(len, row.seconds))),
-        *(f"{1e3 * t:.1f}" for t in (row.update, min(row.wall), max(row.wall))),
-        f"{row.update / posinv.update:.2f}",
-        *(f"{1e3 * t:.1f}" for t in phases),
-        ABSENT if math.isnan(row.peak) else f"{row.peak / 2**20:.0f}",
-    ]
+    return [row.name, str(pairs), *row.cells(posinv)]
 
 
 def main() -> None:

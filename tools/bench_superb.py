@@ -94,7 +94,7 @@ class Bench:
         return self._seconds(folders[0])
 
     def separate(self, task: str) -> float:
-        """Return the seconds of an update of one head, trained by asr_train."""
+        """Train one head by asr_train; return how many seconds an update takes."""
         folder = self._new_folder()
         ASRTask.main(cmd=[*self._common(), *self._options(task), "--output_dir", str(folder)])
         return self._seconds(folder)

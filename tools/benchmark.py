@@ -23,7 +23,7 @@ from posinv.data.audio import SAMPLING_RATE, write_audio
 from posinv.data.files import write_atomic
 from posinv.errors import InputError
 from posinv.report.curves import save_figure
-from posinv.report.results import markdown_table, provenance
+from posinv.report.results import ABSENT, markdown_table, provenance
 
 
 def benchmark_parser(description: str | None, quick: str) -> argparse.ArgumentParser:
@@ -65,7 +65,7 @@ def write_benchmark(
 
 
 class Clock:
-    """Measures the phases of each update; on a GPU with CUDA events, without waiting for them."""
+    """Measures the time of each phase of an update; on a GPU by CUDA events, without waiting."""
 
     def __init__(self, device: torch.device, phases: Sequence[str]) -> None:
         self.on_gpu, self.phases = device.type == "cuda", phases
@@ -113,6 +113,16 @@ class Row:
     def update(self) -> float:
         """Seconds of one update, the median over turns."""
         return statistics.median(self.wall)
+
+    def cells(self, posinv: "Row") -> list[str]:
+        """Return updates, milliseconds of an update, times posinv's, phases, and MiB of memory."""
+        return [
+            str(sum(map(len, self.seconds))),
+            *(f"{1e3 * t:.1f}" for t in (self.update, min(self.wall), max(self.wall))),
+            f"{self.update / posinv.update:.2f}",
+            *(f"{1e3 * t:.1f}" for t in np.median(np.concatenate(self.seconds), axis=0)),
+            ABSENT if math.isnan(self.peak) else f"{self.peak / 2**20:.0f}",
+        ]
 
 
 def plot_phases(rows: Sequence[Row], phases: Sequence[str], title: str, out: Path) -> None:

@@ -143,11 +143,11 @@ class SSLFrontend(LayersFrontend):
         return self._encode_cached(self.cache, waves, lengths)
 
     def frames(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the frame counts of utterances, from their lengths in samples at the rate fs."""
+        """Return the number of frames of each utterance, given its length in samples at rate fs."""
         return self._ssl().frame_lengths(self._length_at_16_khz(samples))
 
     def digest(self) -> str:
-        """Return a digest of all that the layers depend on but the audio, in hexadecimal."""
+        """Return a hexadecimal digest of all that determines the layers, except the audio."""
         ssl = self._ssl()
         config = ssl.config.to_dict() | {"_name_or_path": ""}
         return _digest(f"{type(self).__name__} {self.layer} {ssl.normalize} {config}", ssl)
@@ -228,7 +228,7 @@ class EnhSSLFrontend(SSLFrontend):
         self._enh_options = Path(enh_config).read_text(encoding="utf-8")
 
     def digest(self) -> str:
-        """Return a digest of all that the layers depend on but the audio, in hexadecimal."""
+        """Return a hexadecimal digest of all that determines the layers, except the audio."""
         return _digest(f"{super().digest()} {self._enh_options}", self.separate.enh_model)
 
     def encode(

@@ -71,7 +71,7 @@ def fine_tuning_panels(experiment: Experiment) -> dict[str, Curves]:
 
 
 def head_panels(experiment: Experiment, task: str) -> dict[str, Curves]:
-    """Return the curves of the heads of ``pr`` or ``asr``: token error rate; empty without any."""
+    """Return the token error rate of each head of ``pr`` or ``asr`` by epoch; no head: empty."""
     heads = {
         experiment.labels[system]: [
             head

@@ -55,7 +55,7 @@ def error_rate_table(
     published: Published,
     found: Sequence[Difference],
 ) -> Table:
-    """Return the table of a task's error rates, a row for each system of ``labels``."""
+    """Return a task's error rates as a table, with one row for each system in ``labels``."""
     rows = []
     for system, label in labels.items():
         cells = error_rate_cells(experiment, system, task, sets, read, found)

@@ -862,7 +862,7 @@ def _half(
 
 @cache
 def _region(floating: type) -> Any:
-    """Compile what each thread of a phase does, for one type of costs."""
+    """Return the compiled function that each thread runs, for costs of this floating-point type."""
     integer = np.int32 if floating is np.float32 else np.int64
 
     def work(jobs):

@@ -59,7 +59,7 @@ def test_no_gpu_where_one_is_asked_for(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [RuntimeError, AssertionError, torch.AcceleratorError])
 def test_cuda_that_fails_to_start(monkeypatch, error):
-    """A stand-in for a driver that is too old, or a GPU that has fallen off the bus."""
+    """A stand-in for CUDA that fails to initialise, as with a driver that is too old."""
 
     def fail(*args, **kwargs):
         raise error("CUDA unknown error\nmore lines")
