@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from posinv.bin.cli import publish
+from posinv.bin.results_options import publish
 from posinv.bin.damage_corpus import main
 from posinv.corpora.damage import KINDS, damage_corpus, kinds_table
 from posinv.corpora.imported import import_kaldi
