@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from posinv.bin.results_options import publish
 from posinv.bin.damage_corpus import main
+from posinv.bin.results_options import publish
 from posinv.corpora.damage import KINDS, damage_corpus, kinds_table
 from posinv.corpora.imported import import_kaldi
 from posinv.corpora.noisy import Mixing, mix_noise
