@@ -165,6 +165,7 @@ def prepare(
     minutes: float = 20.0,
     dev_minutes: float = 1.5,
     test_minutes: float = 2.0,
+    phrases: int = 1,
     seed: int = 0,
     nj: int = 1,
 ) -> Prepared:
@@ -180,15 +181,18 @@ def prepare(
         minutes: of training speech, at least.
         dev_minutes: of development speech, at least.
         test_minutes: of test speech, at least.
+        phrases: in an utterance, which takes 2 to 3 s for each; there are pauses between them.
         seed: of phrases, silences, levels and small changes of rate and pitch.
         nj: number of processes.
 
     Raises:
-        InputError: minutes not above zero, or ``nj`` below 1.
+        InputError: minutes not above zero, or ``phrases`` or ``nj`` below 1.
     """
     wanted = wanted_minutes(minutes, dev_minutes, test_minutes, limit=1000)
     if nj < 1:
         raise InputError(f"--nj {nj}: at least 1 process is needed")
+    if phrases < 1:
+        raise InputError(f"--phrases {phrases}: an utterance has at least 1 phrase")
     out = Path(out)
     made = {}
     with ExitStack() as stack:
@@ -198,7 +202,8 @@ def prepare(
             return _Folder(fresh, out / name)
 
         for split, value in wanted.items():
-            data, made[out / split] = _prepare_split(split, folder(split), value, seed, nj)
+            jobs = _plan(split, seed, phrases)
+            data, made[out / split] = _prepare_split(jobs, folder(split), value, nj)
         queries = out / "test_queries"
         made[queries] = _prepare_queries(data.text, folder("test_queries"), seed, nj)
     return Prepared(made)
@@ -227,10 +232,9 @@ class _Folder:
 
 
 def _prepare_split(
-    split: str, folder: _Folder, minutes: float, seed: int, nj: int
+    jobs: Iterator["_Job"], folder: _Folder, minutes: float, nj: int
 ) -> tuple[DataDir, Contents]:
     with _espeak_pool(nj) as pool:
-        jobs = _plan(split, seed)
         while folder.samples < minutes * 60 * SAMPLING_RATE:
             batch = [job for job, _ in zip(jobs, range(16), strict=False)]
             for job, (x, phones) in zip(batch, pool.map(_speak, batch, 1), strict=True):
@@ -248,7 +252,7 @@ def _prepare_queries(text: dict[str, str], folder: _Folder, seed: int, nj: int) 
         if all(word in words for words in spoken):
             continue
         voice = voices[blake2b(word.encode(), digest_size=1).digest()[0] % len(voices)]
-        jobs.append(_Job(f"{voice.speaker}-query-{word}", word, voice, seed))
+        jobs.append(_Job(f"{voice.speaker}-query-{word}", (word,), voice, seed))
     with _espeak_pool(nj) as pool:
         for job, (x, phones) in zip(jobs, pool.map(_speak_alone, jobs, 1), strict=True):
             if len(phones.split()) >= _MIN_QUERY_PHONES:
@@ -265,35 +269,48 @@ def _espeak_pool(nj: int) -> Pool:
 @dataclass(frozen=True)
 class _Job:
     utt: str
-    text: str
+    phrases: tuple[str, ...]
     voice: Voice
     seed: int
 
+    @property
+    def text(self) -> str:
+        return " ".join(self.phrases)
 
-def _plan(split: str, seed: int) -> Iterator[_Job]:
+
+def _plan(split: str, seed: int, phrases: int) -> Iterator[_Job]:
     # Round after round over the voices; no phrase twice in a split.
     said = set()
     rng = generator(seed, split)
+
+    def new_phrase() -> str:
+        text = sentence(rng)
+        while text in said or split_of(text) != split:
+            text = sentence(rng)
+        said.add(text)
+        return text
+
     for number in count():
         for voice in VOICES[split]:
-            text = sentence(rng)
-            while text in said or split_of(text) != split:
-                text = sentence(rng)
-            said.add(text)
-            yield _Job(f"{voice.speaker}-{number:04d}", text, voice, seed)
+            texts = tuple(new_phrase() for _ in range(phrases))
+            yield _Job(f"{voice.speaker}-{number:04d}", texts, voice, seed)
 
 
 def _speak(job: _Job) -> tuple[np.ndarray, str]:
     rng = generator(job.seed, job.utt)
-    x, phones = _say(job, rng)
-    front, back = (round(rng.uniform(0.05, 0.25) * SAMPLING_RATE) for _ in range(2))
-    return _add_floor(np.pad(x, (front, back)), rng), phones
+    parts, phones = [], []
+    for phrase in job.phrases:
+        x, of_phrase = _say(phrase, job.voice, rng)
+        front, back = (round(rng.uniform(0.05, 0.25) * SAMPLING_RATE) for _ in range(2))
+        parts.append(np.pad(x, (front, back)))
+        phones.append(of_phrase)
+    return _add_floor(np.concatenate(parts), rng), " ".join(phones)
 
 
 def _speak_alone(job: _Job) -> tuple[np.ndarray, str]:
     """Speak without silence before and after."""
     rng = generator(job.seed, job.utt)
-    x, phones = _say(job, rng)
+    x, phones = _say(job.text, job.voice, rng)
     loud = np.flatnonzero(np.abs(x) > 0.02 * np.abs(x).max())
     return _add_floor(x[loud[0] : loud[-1] + 1], rng), phones
 
@@ -302,13 +319,11 @@ def _add_floor(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return x + 1e-4 * rng.standard_normal(len(x))  # -80 dB
 
 
-def _say(job: _Job, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    rate = round(job.voice.rate * rng.uniform(0.95, 1.05))
-    pitch = round(np.clip(job.voice.pitch + rng.uniform(-3, 3), 0, 99))
+def _say(text: str, voice: Voice, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    rate = round(voice.rate * rng.uniform(0.95, 1.05))
+    pitch = round(np.clip(voice.pitch + rng.uniform(-3, 3), 0, 99))
     noise_seed = int(rng.integers(2**31))
-    x, espeak_rate, phones = _ESpeak.instance.say(
-        job.text, job.voice.variant, pitch, rate, noise_seed
-    )
+    x, espeak_rate, phones = _ESpeak.instance.say(text, voice.variant, pitch, rate, noise_seed)
     x = soxr.resample(x / 32768, espeak_rate, SAMPLING_RATE)
     x *= 10 ** (rng.uniform(-29, -23) / 20) / np.sqrt(np.mean(x**2))
     x *= min(1.0, 0.95 / np.abs(x).max())

@@ -20,6 +20,12 @@ from posinv.errors import InputError
 from posinv.lengths import valid_mask
 from posinv.ssl.exact import extract, model_output
 from posinv.ssl.load import frame_lengths, save_pretrained
+from posinv.ssl.sinusoidal_hubert import SinusoidalHubertConfig, SinusoidalHubertModel
+
+FAMILIES: dict[str, tuple[type[HubertConfig], type[HubertModel]]] = {
+    "hubert": (HubertConfig, HubertModel),
+    "sinusoidal-hubert": (SinusoidalHubertConfig, SinusoidalHubertModel),
+}
 
 
 def draw_time_mask(
@@ -61,7 +67,8 @@ class MaskedPredictionModel(nn.Module):
     layer drop of fairseq's HuBERT.
 
     Args:
-        ssl_conf: Options of ``transformers.HubertConfig`` that differ from HuBERT-Base's.
+        ssl_conf: Options of ``transformers.HubertConfig`` that differ from HuBERT-Base's, and of
+            :class:`~posinv.ssl.sinusoidal_hubert.SinusoidalHubertConfig`.
         num_units: The number of units.
         normalize: Bring each utterance to zero mean and unit variance.
         mask_prob: See :func:`draw_time_mask`.
@@ -84,7 +91,9 @@ class MaskedPredictionModel(nn.Module):
         temperature: float = 0.1,
     ):
         super().__init__()
-        self.ssl = HubertModel(_hubert_config(ssl_conf))
+        config = _hubert_config(ssl_conf)
+        _, model_class = FAMILIES[config.model_type]
+        self.ssl = model_class(config)
         self.projection = nn.Linear(self.ssl.config.hidden_size, self.ssl.config.hidden_size)
         self.unit_embeddings = nn.Parameter(torch.randn(num_units, self.ssl.config.hidden_size))
         self.normalize = normalize
@@ -162,14 +171,19 @@ class MaskedPredictionModel(nn.Module):
 
 
 def _hubert_config(ssl_conf: Mapping[str, Any]) -> HubertConfig:
-    known = HubertConfig().to_dict()
-    for name in ssl_conf:
+    options = dict(ssl_conf)
+    family = options.pop("model_type", HubertConfig.model_type)
+    if family not in FAMILIES:
+        raise InputError(f"ssl_conf: model_type {family!r} must be one of: {', '.join(FAMILIES)}")
+    config_class, _ = FAMILIES[family]
+    known = config_class().to_dict()
+    for name in options:
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise InputError(f"ssl_conf: HuBERT's configuration has no {name!r}{hint}")
     try:
-        config = HubertConfig(**ssl_conf)
+        config = config_class(**options)
     except Exception as error:  # transformers raises many kinds from its validators
         message = " ".join(str(error).split())
         raise InputError(f"ssl_conf: not a HuBERT configuration ({message})") from error

@@ -34,6 +34,7 @@ from posinv.ssl.load import (
     receptive_field,
     total_stride,
 )
+from posinv.ssl.sinusoidal_hubert import PositionalEmbedding
 
 _Module = Any  # a module of transformers: mypy takes an nn.Module's attributes for Tensor | Module
 
@@ -365,7 +366,9 @@ def _hidden_states(model: _Module, x: Tensor, valid: Tensor, last: int) -> Itera
 
 
 def _position(embedding: _Module, x: Tensor, valid: Tensor) -> Tensor:
-    """Compute the positional convolutions of (B, F, D), each on input whose padding is zero."""
+    """Compute the positional embedding of (B, F, D) from input whose padding is zero."""
+    if isinstance(embedding, PositionalEmbedding):
+        return embedding(x)
     padding = ~valid[:, None]
     x = x.mT
     if hasattr(embedding, "layers"):  # data2vec-audio

@@ -24,10 +24,11 @@ from transformers.utils import logging as transformers_logging
 
 from posinv.data.files import atomic_folder
 from posinv.errors import InputError
+from posinv.ssl import sinusoidal_hubert  # noqa: F401  # registers its model type
 
 MODEL_TYPES = (
     *("hubert", "wavlm", "wav2vec2", "data2vec-audio", "unispeech-sat", "sew"),
-    *("wav2vec2-conformer", "wav2vec2-bert"),
+    *("wav2vec2-conformer", "wav2vec2-bert", "sinusoidal-hubert"),
 )
 
 

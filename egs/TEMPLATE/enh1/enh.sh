@@ -14,6 +14,7 @@ opt enh_model "" "another enhancement model in its place, such as conf/enh/tfgri
 opt enh_checkpoint "" "weights of the enhancement model, a released DEMUCS's or an ESPnet training's; empty: pretrain it here"
 opt finetune_config conf/finetune.yaml "configuration of fine-tuning, without model and criterion" file
 opt criteria "ssl_mse ssl_mse_pad ssl_softdtw ssl_xcorr" "criteria to fine-tune with, each in conf/criteria/<name>.yaml" yaml_in conf/criteria
+opt head_data enhanced "speech that PR and ASR heads are trained on: what each system makes of the training set (enhanced), as SUPERB does with a front end, or clean speech, once for all systems and seeds (clean)" one_of enhanced clean
 opt test_conditions "clean seen unseen shift rate" "conditions of the test sets" some_of clean seen unseen shift rate noisy
 start_recipe "$@"
 
@@ -48,6 +49,13 @@ prepare_enhancement() {
             "$train/utt2digest" "$valid/utt2digest" \
             -- "${enh_train[@]}" --config "$enh_config" --seed 1 ${enh_model:+--model_config "$enh_model"}
     fi
+}
+
+# same_for_all_seeds SYSTEM SEED RESULT: whether the first seed's RESULT of SYSTEM is this seed's too, and
+# then link it.
+same_for_all_seeds() {
+    [ "$2" != "$first_seed" ] && [[ $1 == noisy || $1 == enh ]] || return 1
+    ln -sfn "../../seed$first_seed/$1/$3" "$expdir/seed$2/$1/$3"
 }
 
 finetune() {  # finetune CRITERION SEED
@@ -121,21 +129,25 @@ if begin_stage 7 "enhance the test sets, SI-SDR, STOI, PESQ" eval; then
     for seed in $seeds; do
         for system in $systems; do
             mkdir -p "$expdir/seed$seed/$system"
-            if [ "$seed" != "$first_seed" ] && [[ $system == noisy || $system == enh ]]; then
-                # The same for every seed.
-                ln -sfn "../../seed$first_seed/$system/enhanced" "$expdir/seed$seed/$system/enhanced"
-            else
-                queue enhance "$system" "$seed"
-            fi
+            same_for_all_seeds "$system" "$seed" enhanced || queue enhance "$system" "$seed"
         done
     done
     end_stage
 fi
 if begin_stage 8 "PR and ASR heads, decode, PER, WER; --qbe" eval; then
+    clean_heads=$expdir/seed$first_seed/noisy/superb
+    if [ "$head_data" = clean ]; then
+        superb "$clean_heads" "$ssl" "$first_seed"
+    fi
     for seed in $seeds; do
         for system in $systems; do
-            queue superb "$expdir/seed$seed/$system/superb" "$ssl" "$seed" \
-                "$(enhancement_of "$system" "$seed")"
+            heads_of=$expdir/seed$seed/$system/superb
+            if [ "$head_data" = enhanced ]; then
+                queue superb "$heads_of" "$ssl" "$seed" "$(enhancement_of "$system" "$seed")"
+            elif [ "$heads_of" != "$clean_heads" ]; then
+                same_for_all_seeds "$system" "$seed" superb \
+                    || queue judge "$heads_of" "$clean_heads" "$expdir/seed$seed/$system/enhanced/spk1.scp"
+            fi
             queue_qbe "$system" "$seed" "$ssl" "$(enhancement_of "$system" "$seed")"
         done
     done

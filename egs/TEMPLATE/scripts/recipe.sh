@@ -52,6 +52,7 @@ opt noise_seed 0 "random seed of the noise" integer
 
 opt ssl_model "" "SSL model: hub name or folder; empty: pretrain a small one here"
 opt ssl_config conf/ssl.yaml "configuration of that pretraining"
+opt ssl_opts "" "more options for that pretraining, such as '--ssl_conf num_conv_pos_embeddings=128'"
 opt ssl_units 50 "k-means units of that pretraining" positive
 
 opt asr_token_type char "tokens of ASR" one_of char word bpe

@@ -29,10 +29,11 @@ prepare_ssl() {
         run_job data "$expdir/ssl/log/units_$set.log" "$python" -m posinv.bin.pretrain_units \
             --wav_scp "$raw/$set/wav.scp" --out "$expdir/ssl/units_$set" --nj "$nj" "${opts[@]}"
     done
+    mapfile -t opts < <(xargs -r printf '%s\n' <<< "$ssl_opts")
     train "$expdir/ssl" "$ssl_config" "$raw/$train_set/utt2digest" "$raw/$valid_set/utt2digest" \
         "$expdir/ssl/units_$train_set/units" \
         -- "$python" -m posinv.bin.pretrain_train --config "$ssl_config" \
-        --num_units "$ssl_units" \
+        --num_units "$ssl_units" "${opts[@]}" \
         --train_data_path_and_name_and_type "$raw/$train_set/wav.scp,speech,sound" \
         --train_data_path_and_name_and_type "$expdir/ssl/units_$train_set/units,units,text_int" \
         --valid_data_path_and_name_and_type "$raw/$valid_set/wav.scp,speech,sound" \

@@ -126,7 +126,28 @@ def test_phonemes_are_mapped():
         to_arpabet("Q")
 
 
-@pytest.mark.parametrize("options", [{"minutes": 0}, {"test_minutes": -1}, {"nj": 0}])
+def test_phrases_are_joined(tmp_path):
+    short = {"minutes": 0.3, "dev_minutes": 0.05, "test_minutes": 0.05}
+    prepare(tmp_path / "one", **short)
+    prepare(tmp_path / "three", **short, phrases=3)
+    one, three = (DataDir.read(tmp_path / name / "train") for name in ("one", "three"))
+    validate(tmp_path / "three" / "train", 16000)
+
+    def in_order(data):  # round after round over the voices
+        return sorted(data.text, key=lambda utt: (utt[-4:], utt))
+
+    single = [one.text[utt] for utt in in_order(one)]
+    for k, utt in enumerate(in_order(three)[: len(single) // 3]):
+        assert three.text[utt] == " ".join(single[3 * k : 3 * k + 3])
+    first = in_order(three)[0]
+    assert three.phn[first].split()[: len(one.phn[first].split())] == one.phn[first].split()
+    seconds = [len(read_audio(entry, 16000)) / 16000 for entry in three.wav.values()]
+    assert min(seconds) > 5
+
+
+@pytest.mark.parametrize(
+    "options", [{"minutes": 0}, {"test_minutes": -1}, {"nj": 0}, {"phrases": 0}]
+)
 def test_bad_options(tmp_path, options):
     with pytest.raises(InputError):
         prepare(tmp_path / "data", **options)

@@ -17,6 +17,8 @@ from transformers import (
     WavLMConfig,
 )
 
+from posinv.ssl.sinusoidal_hubert import SinusoidalHubertConfig
+
 TINY = {**TINY_SSL, "num_hidden_layers": 3}
 GROUP = {"feat_extract_norm": "group"}
 LAYER = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
@@ -47,6 +49,10 @@ FAMILIES = {
         **TINY, feat_extract_norm="layer", conv_bias=True, position_embeddings_type="rotary"
     ),
     "conformer-none": Wav2Vec2ConformerConfig(**TINY, position_embeddings_type=None),
+    "sinusoidal": SinusoidalHubertConfig(**TINY, **GROUP, sinusoid_scale=0.7),
+    "sinusoidal-alone": SinusoidalHubertConfig(
+        **TINY, **LAYER, sinusoid_scale=2.0, positional_convolution=False
+    ),
     "w2v-bert": Wav2Vec2BertConfig(**BERT),
     "w2v-bert-relative": Wav2Vec2BertConfig(**BERT, position_embeddings_type="relative"),
 }

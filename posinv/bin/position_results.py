@@ -1,0 +1,53 @@
+"""Print what came of fine-tuning through SSL models that hold more or less position.
+
+Each experiment is an --expdir of enh.sh that position_probe has measured, in its folder position.
+"""
+
+import json
+from pathlib import Path
+
+from posinv.bin.cli import command_parser, run
+from posinv.data.files import atomic_file
+from posinv.errors import InputError
+from posinv.report.experiment import Experiment
+from posinv.report.position import comparison_figure, comparison_tables
+from posinv.report.results import provenance, write_results
+from posinv.report.significance import differences
+from posinv.report.summary import summarise_all
+
+
+def main() -> None:
+    """Run the command."""
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("experiments", nargs="+", type=Path, help="one for each SSL model")
+    add("--command", required=True, help="what made the results, to be noted")
+    add("--title", default="Position and the criteria", help="heading, if the file is a new one")
+    add("--out", type=Path, required=True, help="Markdown file; position.png goes beside it")
+    args = parser.parse_args()
+    experiments = {path.name: Experiment.read(path) for path in args.experiments}
+    if len(experiments) < len(args.experiments):
+        raise InputError("experiments: two have the same name: give folders of different names")
+    probes = {name: _probe(experiment.path) for name, experiment in experiments.items()}
+    found = {name: differences(experiment) for name, experiment in experiments.items()}
+    tables = [
+        *comparison_tables(probes, found),
+        *summarise_all(list(experiments.values())).tables,
+    ]
+    body = "\n".join(table.markdown() for table in tables) + "\n" + provenance(args.command)
+    print(body, end="")
+    with atomic_file(args.out.with_name("position.png")) as path:
+        comparison_figure(probes, found).savefig(path, dpi=150, format="png")
+    write_results(args.out, args.title, body)
+
+
+def _probe(experiment: Path) -> dict:
+    path = experiment / "position" / "position.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}): run position_probe") from error
+
+
+if __name__ == "__main__":
+    run(main)
