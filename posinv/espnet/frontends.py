@@ -6,6 +6,7 @@ through them to the waveform where something in front is trained, as in ESPnet's
 front end ``layers`` is the weighted sum alone.
 """
 
+from collections.abc import Hashable, Iterable, Sequence
 from fractions import Fraction
 from hashlib import blake2b
 from itertools import chain
@@ -103,6 +104,7 @@ class SSLFrontend(LayersFrontend):
         self.layer = None if layer is None else upstream.check_layer(layer)
         self.upstream = Frozen(upstream)
         self.cache: LayerCache | None = MemoryCache(cache_gb * 2**30) if cache_gb else None
+        self._keys: dict[Hashable, str] = {}  # of the utterances that were named
 
     def forward(
         self, input: torch.Tensor, input_lengths: torch.Tensor
@@ -124,12 +126,17 @@ class SSLFrontend(LayersFrontend):
         return self.weighted_sum(layers), frame_lengths
 
     def layers(
-        self, input: torch.Tensor, input_lengths: torch.Tensor
+        self,
+        input: torch.Tensor,
+        input_lengths: torch.Tensor,
+        names: Sequence[Hashable] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what :meth:`forward` sums, from the cache if there is one.
 
         Args:
             input, input_lengths: see :meth:`forward`.
+            names: by which :meth:`layers_of` is to find the utterances in the cache. Give them only
+                if the utterance with this name is always the same.
 
         Returns:
             All layers ``(L+1, B, F, D)``, or one ``(1, B, F, D)``, and the frame counts ``(B,)``.
@@ -140,7 +147,28 @@ class SSLFrontend(LayersFrontend):
         waves, lengths = self._at_16_khz(input, input_lengths)
         if self.cache is None or _needs_gradient(waves):
             return self.encode(waves, lengths)
-        return self._encode_cached(self.cache, waves, lengths)
+        keys, utterances = [], []
+        for wave, length in zip(waves, lengths.tolist(), strict=True):
+            keys.append(content_key(wave[:length]))
+            utterances.append(self._layers(self.cache, keys[-1], wave[:length]))
+        if names is not None:
+            self._keys.update(zip(names, keys, strict=True))
+        return self._pad(utterances, waves)
+
+    def has(self, names: Iterable[Hashable]) -> bool:
+        """Tell whether the layers of all these utterances are in the cache."""
+        return all(self._find(name) is not None for name in names)
+
+    def layers_of(
+        self, names: Iterable[Hashable], like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the layers of utterances that the cache :meth:`has`, as :meth:`layers` does.
+
+        Args:
+            names: of the utterances, as given to :meth:`layers`.
+            like: a tensor with the type and device that the layers are to have.
+        """
+        return self._pad([cast(torch.Tensor, self._find(name)) for name in names], like)
 
     def frames(self, samples: torch.Tensor) -> torch.Tensor:
         """Return the number of frames of each utterance, given its length in samples at rate fs."""
@@ -176,29 +204,27 @@ class SSLFrontend(LayersFrontend):
     def _length_at_16_khz(self, lengths: torch.Tensor) -> torch.Tensor:
         return -(-lengths * self.speed.denominator // self.speed.numerator)
 
-    def _encode_cached(
-        self, cache: LayerCache, waves: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        utterances = [
-            self._layers(cache, wave[:length])
-            for wave, length in zip(waves, lengths.tolist(), strict=True)
-        ]
-        frame_lengths = lengths.new_tensor([layers.size(1) for layers in utterances])
-        hidden = waves.new_zeros(
-            utterances[0].size(0), len(utterances), int(frame_lengths.max()), self.output_size()
-        )
-        for b, layers in enumerate(utterances):
-            hidden[:, b, : layers.size(1)] = layers
-        return hidden, frame_lengths
+    def _find(self, name: Hashable) -> torch.Tensor | None:
+        return None if self.cache is None else self.cache.get(self._keys.get(name, ""))
 
-    def _layers(self, cache: LayerCache, wave: torch.Tensor) -> torch.Tensor:
+    def _layers(self, cache: LayerCache, key: str, wave: torch.Tensor) -> torch.Tensor:
         """Return one utterance's layers ``(L+1, F, D)``, or one, from the cache if it has them."""
-        key = content_key(wave)
         layers = cache.get(key)
         if layers is None:
             lengths = torch.tensor([wave.numel()], device=wave.device)
             layers = cache.put(key, self.encode(wave[None], lengths)[0][:, 0])
         return layers
+
+    def _pad(
+        self, utterances: Sequence[torch.Tensor], like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        frames = torch.tensor([layers.size(1) for layers in utterances], device=like.device)
+        hidden = like.new_zeros(
+            utterances[0].size(0), len(utterances), int(frames.max()), self.output_size()
+        )
+        for b, layers in enumerate(utterances):
+            hidden[:, b, : layers.size(1)] = layers
+        return hidden, frames
 
 
 class EnhSSLFrontend(SSLFrontend):

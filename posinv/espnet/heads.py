@@ -14,7 +14,7 @@ import logging
 import random
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -34,6 +34,7 @@ from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.reporter import Reporter, SubReporter, aggregate
 from espnet2.train.trainer import autocast_args
 from espnet2.utils.build_dataclass import build_dataclass
+from torch.utils.data import DataLoader
 
 from posinv.errors import InputError
 from posinv.espnet.frontends import SSLFrontend
@@ -177,7 +178,10 @@ def _frontend_class(name: str) -> type[SSLFrontend]:
 
 @torch.no_grad()
 def compute_layers(
-    frontend: SSLFrontend, waves: torch.Tensor, lengths: torch.Tensor
+    frontend: SSLFrontend,
+    waves: torch.Tensor,
+    lengths: torch.Tensor,
+    names: Sequence[Hashable] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what :class:`LayersTask`'s models take in place of waveforms and their lengths.
 
@@ -185,11 +189,15 @@ def compute_layers(
         frontend: of the heads.
         waves: ``(B, T)``.
         lengths: ``(B,)``, in samples.
+        names: see :meth:`~posinv.espnet.frontends.SSLFrontend.layers`.
 
     Returns:
         The layers ``(B, F, L, D)`` and frame counts ``(B,)``.
     """
-    layers, frames = frontend.layers(waves, lengths)
+    return _as_input(*frontend.layers(waves, lengths, names))
+
+
+def _as_input(layers: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return layers.permute(1, 2, 0, 3), frames
 
 
@@ -406,14 +414,47 @@ class HeadsTask(ASRTask):
 
             def batches(epoch: int, phase: str) -> Iterator[Batch]:
                 set_all_random_seed(args.seed + epoch)
-                for utt_ids, batch in factories[phase].build_iter(epoch):
-                    batch = to_device(batch, "cuda" if args.ngpu else "cpu")
-                    with torch.autocast("cuda", enabled=args.use_amp, **autocast_args):
-                        layers = compute_layers(frontend, batch["speech"], batch["speech_lengths"])
-                    yield utt_ids, *layers
+                loader = factories[phase].build_iter(epoch)
+                return _layer_batches(frontend, loader, args, phase)
 
             with atomic_save(), _process_group_of_all():
                 train_heads(heads, batches, args.sweep_updates)
+
+
+def _layer_batches(
+    frontend: SSLFrontend, loader: DataLoader, args: Namespace, phase: str
+) -> Iterator[Batch]:
+    """Yield the layers of a loader's batches; audio is read only for what the cache lacks."""
+    drawn = args.use_preprocessor and (
+        args.preprocessor != "default" or args.preprocessor_conf or args.rir_scp or args.noise_scp
+    )
+    device = "cuda" if args.ngpu else "cpu"
+    like = torch.empty(0, dtype=getattr(torch, args.train_dtype), device=device)
+    # Training and validation set may have different utterances of one name.
+    batches = [[(phase, utt_id) for utt_id in batch] for batch in loader.batch_sampler]
+    cached = [frontend.has(names) for names in batches]
+    missing = [b for b, there in zip(loader.batch_sampler, cached, strict=True) if not there]
+    audio = iter(_with_batches(loader, missing) if missing else ())
+    for names, there in zip(batches, cached, strict=True):
+        if there:
+            layers = _as_input(*frontend.layers_of(names, like))
+        else:
+            batch = to_device(next(audio)[1], device)
+            with torch.autocast("cuda", enabled=args.use_amp, **autocast_args):
+                waves, lengths = batch["speech"], batch["speech_lengths"]
+                layers = compute_layers(frontend, waves, lengths, None if drawn else names)
+        yield [utt_id for _, utt_id in names], *layers
+
+
+def _with_batches(loader: DataLoader, batches: Sequence[Sequence[str]]) -> DataLoader:
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+    )
 
 
 def train_heads(

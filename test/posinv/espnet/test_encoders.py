@@ -41,6 +41,36 @@ def test_batch_gives_what_utterances_give_alone(encoder):
         assert not y[b, length:].any()
 
 
+@pytest.mark.parametrize("lengths", [[3, 7, 1], [5, 5], [1]])
+def test_gradients_are_those_of_utterances_alone(encoder, lengths):
+    """By torch's bidirectional LSTM; none comes from padding, whatever it holds."""
+    encoder.eval()
+    x = torch.randn(len(lengths), 9, 6)
+    alone = [row[:length].clone().requires_grad_() for row, length in zip(x, lengths, strict=True)]
+    sum(encoder.blstm(one)[0].square().sum() for one in alone).backward()
+    expected = [weight.grad.clone() for weight in encoder.parameters()]
+    encoder.zero_grad()
+    for row, length in zip(x, lengths, strict=True):
+        row[length:] = torch.nan
+    x.requires_grad_()
+    encoder(x, torch.tensor(lengths))[0].square().sum().backward()
+    for weight, gradient in zip(encoder.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+    for b, one in enumerate(alone):
+        torch.testing.assert_close(x.grad[b, : lengths[b]], one.grad)
+        assert not x.grad[b, lengths[b] :].any()
+
+
+def test_dropout_between_layers_in_training_alone(encoder):
+    """With none after the last layer, only that between the two is drawn."""
+    encoder.dropout.p = 0.0
+    x, lengths = torch.randn(1, 9, 6), torch.tensor([9])
+    first, second = (encoder.train()(x, lengths)[0] for _ in range(2))
+    assert not torch.allclose(first, second)
+    encoder.blstm.dropout = 0.0
+    torch.testing.assert_close(encoder(x, lengths)[0][0], by_hand(encoder, x[0]))
+
+
 def test_stacked_frames_are_one_frame(encoder):
     """Zeros complete the last group, whatever the padding holds."""
     stacked = BLSTMEncoder(input_size=2, hidden_size=5, num_layers=2, dropout=0.5, stack=3).eval()

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from espnet2.bin.asr_inference import Speech2Text
+from espnet2.train.dataset import ESPnetDataset
 
 from posinv.bin import ctc_inference
 from posinv.data.audio import read_audio
@@ -302,6 +303,45 @@ def test_front_end_runs_once_for_all_heads(train, monkeypatch):
     )
     train("calls", all={"max_epoch": 2, "patience": None})
     assert len(calls) == 2 * (5 + 3)  # batches of training and validation
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The utterances whose audio was read, in order."""
+    found = []
+    get = ESPnetDataset.__getitem__
+
+    def counted(self, utt_id):
+        name, data = get(self, utt_id)
+        found.extend([name] if "speech" in data else [])
+        return name, data
+
+    monkeypatch.setattr(ESPnetDataset, "__getitem__", counted)
+    return found
+
+
+def test_audio_is_read_for_what_the_cache_lacks(train, command, exp, reads, corpus):
+    """With room for all, for some or for no utterance, a head is that of asr_train with a cache."""
+
+    def run(room, epochs, extra=()):
+        reads.clear()
+        conf = {"max_epoch": epochs, "frontend_conf": {"cache_gb": room}}
+        folder = train(f"room {room} {epochs} {len(extra)}", ["pr/drawn"], all=conf, extra=extra)
+        return folder, len(reads)
+
+    (folder, all_fit), (_, one_epoch), (some_folder, some_fit), (none_folder, none_fit) = (
+        run(*args) for args in ((1.0, 3), (1.0, 1), (3.3e-5, 3), (1e-9, 3))
+    )
+    assert all_fit == one_epoch < some_fit < none_fit and none_fit > 2 * one_epoch
+    assert_same(some_folder, folder, ["pr/drawn"])
+    assert_same(none_folder, folder, ["pr/drawn"])
+    conf = {"max_epoch": 3, "frontend_conf": {"cache_gb": 1.0}}
+    common, heads = command("alone, cached", ["pr/drawn"], all=conf)
+    options = [*common, *heads["pr/drawn"], "--output_dir", str(exp / "alone, cached/pr/drawn")]
+    ASRTask.main(cmd=options)
+    assert_same(folder, exp / "alone, cached", ["pr/drawn"])
+    noisy = ["--noise_scp", corpus / "wav.scp", "--noise_apply_prob", 1.0]
+    assert run(1.0, 3, noisy)[1] > 2 * one_epoch
 
 
 def test_cache_in_files(train, exp, together, monkeypatch):
