@@ -28,14 +28,15 @@ from posinv.ssl.upstream import SSLUpstream
 ROOT = Path(__file__).resolve().parents[1]
 SPEED = Fraction(11, 10)
 MARKS = (
-    "A mark means that the 95 % interval of the difference leaves out 0: \N{DOUBLE DAGGER} to the "
-    "noisy input, * to before fine-tuning, \N{DAGGER} to `ssl_mse`."
+    "A mark means that the 95 % interval of the difference leaves out 0: \N{DOUBLE DAGGER} from "
+    "the noisy input, * from before fine-tuning, \N{DAGGER} from `ssl_mse`."
 )
 CONVERGENCE = (
     "![The validation loss of each criterion falls while the enhancement model is fine-tuned]"
     "(tools/results/convergence.png)\n\n"
     "*The loss of each criterion on the validation set while it fine-tunes the enhancement model. "
-    "The losses have different units, so each is shown beside its own value after the first epoch.*"
+    "The losses have different units, so each is shown relative to its own value after the first "
+    "epoch.*"
 )
 
 
