@@ -1,4 +1,4 @@
-"""Write the tables of README.md's section Speed from the benchmarks' CSVs in tools/results."""
+"""Write the tables in tools/README.md's section Speed from the CSVs in tools/results."""
 
 import csv
 from pathlib import Path
@@ -21,7 +21,7 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 def figure(text: str, scale: float = 1.0, digits: int = 1) -> str:
-    """Return a figure of a CSV, scaled and rounded for the README."""
+    """Return a figure of a CSV, scaled and rounded for the table."""
     value = scale * float(text)
     return f"{value:,.{0 if value >= 100 else digits}f}"
 
@@ -77,16 +77,16 @@ def main() -> None:
     """Run the command."""
     body = (
         "Soft-DTW, value and gradient, 8 pairs of 600 and 560 frames, features 256 wide"
-        " ([softdtw_cpu.csv](tools/results/softdtw_cpu.csv) names machine and versions). In a"
+        " ([softdtw_cpu.csv](results/softdtw_cpu.csv) names machine and versions). In a"
         " training, torch has just made the cost, and its threads are not at rest:\n\n"
-        f"{softdtw()}\n![Time over batch and over length](tools/results/softdtw_cpu.png)\n\n"
+        f"{softdtw()}\n![Time over batch and over length](results/softdtw_cpu.png)\n\n"
         "An update of LASER, one pair of 12 s, both with float32_matmul_precision medium"
-        " ([ssft_hubert_cpu.csv](tools/results/ssft_hubert_cpu.csv),"
-        f" [ssft_wavlm_cpu.csv](tools/results/ssft_wavlm_cpu.csv)):\n\n{ssft()}\n"
+        " ([ssft_hubert_cpu.csv](results/ssft_hubert_cpu.csv),"
+        f" [ssft_wavlm_cpu.csv](results/ssft_wavlm_cpu.csv)):\n\n{ssft()}\n"
         "An update of SE fine-tuning, master64 through HuBERT-Base, one utterance of 12 s"
-        f" ([enh_hubert_cpu.csv](tools/results/enh_hubert_cpu.csv)):\n\n{enh()}"
+        f" ([enh_hubert_cpu.csv](results/enh_hubert_cpu.csv)):\n\n{enh()}"
     )
-    write_results(ROOT / "README.md", "posinv", body)
+    write_results(ROOT / "tools" / "README.md", "Tools", body)
 
 
 if __name__ == "__main__":

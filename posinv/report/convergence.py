@@ -87,7 +87,10 @@ def head_panels(experiment: Experiment, task: str) -> dict[str, Curves]:
 def _curves(
     trainings: Mapping[str, Sequence[Path]], name: str, relative: bool = False, factor: float = 1
 ) -> Curves:
-    """Return a validation statistic of each training over updates and over minutes."""
+    """Return a validation statistic of each training over updates and over minutes.
+
+    If ``relative``, the first value is 1, and a tenth less of its size is 0.9, below 0, too.
+    """
     curves: Curves = {"updates": {}, "minutes": {}}
     for system, directories in trainings.items():
         for directory in directories:
@@ -96,7 +99,8 @@ def _curves(
             if not values or not all(map(math.isfinite, values)):
                 continue
             if relative:
-                values = [value / values[0] for value in values]
+                first = values[0]
+                values = [1 + (value - first) / (abs(first) or 1.0) for value in values]
             config = config_of(directory)
             accumulated = config.get("accum_grad") or 1
             updates = [epoch["train"]["total_count"] / accumulated for epoch in epochs]

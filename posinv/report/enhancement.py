@@ -6,16 +6,15 @@ from pathlib import Path
 
 from posinv.report.error_rates import error_rate_table, search_table
 from posinv.report.experiment import Experiment
-from posinv.report.results import ERROR_RATES, NONE_PUBLISHED, Published, seeds_caption
-from posinv.report.significance import Difference, differences, legend
+from posinv.report.results import (
+    ERROR_RATES,
+    METRICS,
+    NONE_PUBLISHED,
+    Published,
+    seeds_caption,
+)
+from posinv.report.significance import Difference, about, differences, legend, marks
 from posinv.report.tables import Cell, Column, ScoreReader, Table, figure
-
-METRICS = {
-    "si_sdr": ("SI-SDR (dB)", 1),
-    "stoi": ("STOI", 3),
-    "pesq": ("PESQ", 2),
-    "dnsmos": ("DNSMOS", 2),
-}
 
 
 def enhancement_report(
@@ -33,7 +32,7 @@ def enhancement_report(
         expdir: folder with ``seed<seed>/<system>/superb/{pr,asr}/best/decode/scores.json`` and
             ``seed<seed>/<system>/enhanced/scores.json``; with ``qbe_sets``, also
             ``seed<seed>/<system>/qbe/scores.json``. Where ``scores.tsv`` is beside the scores of
-            the heads, the tables have marks of significance.
+            the heads and of enhanced speech, the tables have marks of significance.
         systems: the row's label for each system.
         sets: test sets of PER and WER.
         enh_sets: test sets over which SI-SDR, STOI, PESQ and DNSMOS are averaged.
@@ -48,7 +47,8 @@ def enhancement_report(
         InputError: a score is missing. PESQ and DNSMOS may be null: they weren't computed then.
     """
     experiment = Experiment(Path(expdir), tuple(systems), tuple(seeds))
-    found = differences(experiment, dict.fromkeys(ERROR_RATES, sets))
+    compared = dict.fromkeys(ERROR_RATES, sets) | dict.fromkeys(METRICS, enh_sets)
+    found = differences(experiment, compared)
     tables = enhancement_tables(
         experiment, systems, sets, enh_sets, ScoreReader(), published, qbe_sets, found
     )
@@ -70,18 +70,24 @@ def enhancement_tables(
         error_rate_table(experiment, labels, task, sets, read, published, found)
         for task in ERROR_RATES
     ]
-    tables[-1].notes.append(legend(found, labels))
+    tables[-1].notes.append(legend([one for one in found if one.task in ERROR_RATES], labels))
     if qbe_sets:
         tables.append(search_table(experiment, labels, qbe_sets, read, published, "system"))
     tables[-1].notes.append(published.sources())
     if enh_sets:
-        tables.append(_signal_table(experiment, labels, enh_sets, read))
+        tables.append(_signal_table(experiment, labels, enh_sets, read, found))
     return tables
 
 
 def _signal_table(
-    experiment: Experiment, labels: Mapping[str, str], sets: Sequence[str], read: ScoreReader
+    experiment: Experiment,
+    labels: Mapping[str, str],
+    sets: Sequence[str],
+    read: ScoreReader,
+    found: Sequence[Difference],
 ) -> Table:
+    found = [one for one in found if one.task in METRICS]
+    over, signs = " and ".join(sets), marks(found)
     rows, notes = [], []
     metrics = [*METRICS, *map(_failed, METRICS), "utterances"]
     for system, label in labels.items():
@@ -92,7 +98,8 @@ def _signal_table(
         ]
         for metric, (name, decimals) in METRICS.items():
             means = [_mean([scores[metric] for scores in of_sets]) for of_sets in of_seeds]
-            row.append(figure(means, decimals))
+            signed = signs.get((metric, over, system), "")
+            row.append(figure(means, decimals, signed, about(found, metric, over, system)))
             every = [scores for of_sets in of_seeds for scores in of_sets]
             if failed := sum(scores[_failed(metric)] or 0 for scores in every):
                 total = sum(scores["utterances"] or 0 for scores in every)
@@ -100,9 +107,10 @@ def _signal_table(
         rows.append(row)
     table = Table(
         "Enhancement",
-        f"Enhancement, mean of {' and '.join(sets)}, {seeds_caption(experiment.seeds)}",
+        f"Enhancement, mean of {over}, {seeds_caption(experiment.seeds)}",
         [Column("system"), *(Column(name, "high") for name, _ in METRICS.values())],
         rows,
+        [legend(found, labels)],
     )
     if notes:
         table.notes.append(f"Utterances left out, as their score is undefined: {'; '.join(notes)}.")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from posinv.report.experiment import Experiment
 from posinv.report.results import ERROR_RATES, QUERY_SEARCH, SHORT, Published, seeds_caption
-from posinv.report.significance import Difference, marks
+from posinv.report.significance import Difference, about, marks
 from posinv.report.tables import Cell, Column, ScoreReader, Table, figure
 
 
@@ -36,13 +36,9 @@ def error_rate_cells(
     ]
     cells = []
     for name in sets:
-        about = "; ".join(
-            f"{one.value:+.1f} [{one.low:.1f}, {one.high:.1f}] against {one.reference}"
-            for one in found
-            if (one.task, one.test_set, one.system) == (task, name, system)
-        )
         rates = [scores[name]["rate"] for scores in of_seeds]
-        cells.append(figure(rates, marks=signs.get((task, name, system), ""), about=about))
+        said = about(found, task, name, system)
+        cells.append(figure(rates, marks=signs.get((task, name, system), ""), about=said))
     return cells
 
 

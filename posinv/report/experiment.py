@@ -1,6 +1,7 @@
 """What a recipe's experiment holds: systems, seeds, test sets, scores, transcripts, audio."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from posinv.data.tables import read_table, read_tsv
 from posinv.errors import InputError
+from posinv.report.results import METRICS
 from posinv.scoring.text import UTTERANCE_COLUMNS
 
 LABELS = {"noisy": "noisy input", "enh": "before fine-tuning"}
@@ -151,6 +153,26 @@ class Experiment:
                     row["hyp"],
                 )
                 found.setdefault(row["set"], []).append(utterance)
+            self._scored[path] = found
+        return self._scored[path]
+
+    def measures(self, seed: str, system: str) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the measures of enhanced speech by test set, utterance and metric.
+
+        A metric that was not computed, or is undefined for an utterance, is left out; without
+        scores of the utterances, all is empty.
+
+        Raises:
+            InputError: ``scores.tsv`` is damaged.
+        """
+        path = self.enhanced(seed, system).with_suffix(".tsv")
+        if path not in self._scored:
+            found: dict[str, dict[str, dict[str, float]]] = {}
+            for row in read_tsv(path, ("utterance", "set")) if path.is_file() else ():
+                values = {metric: float(row[metric]) for metric in METRICS if row.get(metric)}
+                found.setdefault(row["set"], {})[row["utterance"]] = {
+                    metric: value for metric, value in values.items() if math.isfinite(value)
+                }
             self._scored[path] = found
         return self._scored[path]
 

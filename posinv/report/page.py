@@ -33,9 +33,8 @@ from posinv.report.convergence import (
     fine_tuning_panels,
     head_panels,
 )
-from posinv.report.enhancement import METRICS
 from posinv.report.experiment import Experiment, Utterance
-from posinv.report.results import ERROR_RATES, NONE_PUBLISHED, SHORT, Published
+from posinv.report.results import ERROR_RATES, METRICS, NONE_PUBLISHED, SHORT, Published
 from posinv.report.significance import Difference
 from posinv.report.summary import summarise
 from posinv.report.tables import Cell, Column, Table
@@ -131,8 +130,6 @@ def write_report(
     }
     script = (HERE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    ends = [abs(end) for one in summary.found for end in (one.low, one.high) if end == end]
-    widest = max(ends, default=0.0) or 1.0
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -152,7 +149,7 @@ def write_report(
         css=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
-        place=lambda value: f"{50 + 48 * value / widest:.2f}",
+        place=lambda value, widest: f"{50 + 48 * value / widest:.2f}",
         marked=lambda table: any(cell.marks for row in table.rows for cell in row),
     )
     write_atomic(out, page)
@@ -168,9 +165,15 @@ def _facts(experiment: Experiment) -> str:
     return " \N{MIDDLE DOT} ".join(facts)
 
 
-def _by_task(found: Sequence[Difference]) -> list[tuple[str, list[Difference]]]:
-    groups = {title: [one for one in found if one.task == t] for t, title in ERROR_RATES.items()}
-    return [(title, ones) for title, ones in groups.items() if ones]
+def _by_task(found: Sequence[Difference]) -> list[tuple[str, list[Difference], float]]:
+    """Return the comparisons of each task, with its title and its widest interval's end."""
+    titles = ERROR_RATES | {metric: name for metric, (name, _) in METRICS.items()}
+    groups = {title: [one for one in found if one.task == t] for t, title in titles.items()}
+    return [
+        (title, ones, np.nanmax([1e-9, *(abs(end) for one in ones for end in (one.low, one.high))]))
+        for title, ones in groups.items()
+        if ones
+    ]
 
 
 # ------------------------------------------------------------------------------- convergence
@@ -282,11 +285,10 @@ def _voice(experiment: Experiment, seed: str, system: str, utterance: str, name:
     label = experiment.labels.get(system, f"{system} speech" if system == "clean" else system)
     voice = Voice(label, "")
     scores = []
-    path = experiment.enhanced(seed, system).with_suffix(".tsv")
-    if path.is_file() and (row := _rows(path).get(utterance)):
-        for key, (title, decimals) in METRICS.items():
-            if row.get(key):
-                scores.append(f"{title} {float(row[key]):.{decimals}f}")
+    measured = experiment.measures(seed, system).get(name, {}).get(utterance, {})
+    for metric, value in measured.items():
+        title, decimals = METRICS[metric]
+        scores.append(f"{title} {value:.{decimals}f}")
     for task, rate in SHORT.items():
         if task not in ERROR_RATES or system not in experiment.systems:
             continue
@@ -303,11 +305,6 @@ def _voice(experiment: Experiment, seed: str, system: str, utterance: str, name:
 
 def _found(scored: Iterable[Utterance], name: str) -> Utterance | None:
     return next((utterance for utterance in scored if utterance.name == name), None)
-
-
-@cache
-def _rows(path: Path) -> dict[str, dict[str, str]]:
-    return {row["utterance"]: row for row in read_tsv(path, ["utterance"])}
 
 
 def _flac(wave: np.ndarray) -> bytes:

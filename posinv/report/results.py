@@ -23,6 +23,13 @@ ABSENT = "\N{EN DASH}"
 
 ERROR_RATES = {"pr": "Phoneme error rate (PER, %)", "asr": "Word error rate (WER, %)"}
 SHORT = {"pr": "PER", "asr": "WER", "qbe": "MTWV"}
+# Measures of enhanced speech: the column's name, and digits after the point. More is better.
+METRICS = {
+    "si_sdr": ("SI-SDR (dB)", 1),
+    "stoi": ("STOI", 3),
+    "pesq": ("PESQ", 2),
+    "dnsmos": ("DNSMOS", 2),
+}
 QUERY_SEARCH = "Query-by-example search, maximum term weighted value (MTWV, times 100)"
 PACKAGES = ("torch", "espnet", "transformers", "numpy")
 

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ from typing import Any
 from posinv.errors import InputError
 from posinv.report.enhancement import enhancement_tables
 from posinv.report.experiment import Experiment
-from posinv.report.results import ERROR_RATES, NONE_PUBLISHED, SHORT, Published
-from posinv.report.significance import LEVEL, Difference, compare, differences
+from posinv.report.results import ERROR_RATES, METRICS, NONE_PUBLISHED, Published
+from posinv.report.significance import (
+    LEVEL,
+    Difference,
+    compare,
+    compare_measures,
+    differences,
+)
 from posinv.report.ssft import ssft_tables
 from posinv.report.tables import Cell, Column, ScoreReader, Table
 
@@ -132,18 +139,19 @@ def _below(first: Table, second: Table) -> Table:
 
 
 def _across(name: str, first: Experiment, other_name: str, second: Experiment) -> list[Difference]:
+    comparisons = [partial(compare, task, name) for task in ERROR_RATES for name in second.sets]
+    comparisons += [partial(compare_measures, metric, second.enh_sets) for metric in METRICS]
     found = []
-    for task in ERROR_RATES:
-        for test_set in second.sets:
-            for system in second.systems:
-                try:
-                    one = compare(task, test_set, (second, system), (first, system))
-                except InputError:  # another corpus
-                    continue
-                if one is not None:
-                    label = second.labels[system]
-                    ours, theirs = f"{other_name}: {label}", f"{name}: {label}"
-                    found.append(replace(one, system=ours, reference=theirs))
+    for comparison in comparisons:
+        for system in second.systems:
+            try:
+                one = comparison((second, system), (first, system))
+            except InputError:  # another corpus
+                continue
+            if one is not None:
+                label = second.labels[system]
+                ours, theirs = f"{other_name}: {label}", f"{name}: {label}"
+                found.append(replace(one, system=ours, reference=theirs))
     return found
 
 
@@ -153,22 +161,23 @@ def difference_table(found: Sequence[Difference]) -> Table:
         [
             Cell(one.system),
             Cell(one.reference),
-            Cell(SHORT[one.task]),
+            Cell(one.measure),
             Cell(one.test_set),
-            Cell(f"{one.value:+.2f}", one.value),
-            Cell("none" if math.isnan(one.low) else f"{one.low:+.2f} to {one.high:+.2f}"),
+            Cell(one.show(one.value), one.value),
+            Cell(one.interval),
             Cell("yes" if one.significant else "no"),
             Cell(f"{one.units} {one.unit}", float(one.units)),
             Cell(", ".join(one.seeds)),
         ]
         for one in found
     ]
-    names = ("system", "against", "rate", "test set", "difference", "95 % interval")
+    names = ("system", "against", "measure", "test set", "difference", "95 % interval")
     columns = [Column(name) for name in (*names, "leaves out 0", "drawn", "seeds")]
     return Table(
         "Differences",
-        "Differences in percentage points, below 0 where the system is better, with 95 % intervals "
-        "(paired bootstrap)",
+        "Differences with 95 % intervals (paired bootstrap): error rates in percentage points, "
+        "below 0 where the system is better; measures of enhanced speech, above 0 where it is "
+        "better",
         columns,
         rows,
     )
@@ -271,7 +280,7 @@ def to_csv(summary: Summary) -> str:
                     names = "figure", table.title, row[0].text, column.name, ""
                     writer.writerow([*names, *figures, len(cell.values)])
     for one in summary.found:
-        names = "difference", SHORT[one.task], one.system, one.test_set, one.reference
+        names = "difference", one.measure, one.system, one.test_set, one.reference
         ends = ["" if math.isnan(end) else end for end in (one.low, one.high)]
         writer.writerow([*names, one.value, "", *ends, len(one.seeds)])
     return out.getvalue()

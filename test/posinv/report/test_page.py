@@ -73,6 +73,19 @@ def test_it_has_all_sections_and_ids_are_unique(page):
     assert all(attrs["alt"] for attrs in elements.all("img"))
 
 
+def test_differences_of_measures(page):
+    section = page[page.index('id="differences"') : page.index('id="convergence"')]
+    table = section[section.index("<caption>SI-SDR (dB)</caption>") :]
+    rows = re.findall(r"<tr><th scope.*?</tr>", table, re.S)
+    texts = [re.sub(r"\s+", " ", re.sub(r"<.*?>", " ", row)).strip() for row in rows]
+    better = "ssl_mse before fine-tuning test_seen +1.00 +1.00 to +1.00 3 utterances 1, 2"
+    worse = "my &lt;b&gt;system ssl_mse test_seen -1.00 -1.00 to -1.00 3 utterances 1, 2"
+    assert 'class="interval better"' in rows[texts.index(better)]
+    assert 'class="interval worse"' in rows[texts.index(worse)]
+    assert "--a:98.00;--b:98.00;--m:98.00" in rows[texts.index(better)]
+    assert "SI-SDR (dB) 4.2" in page  # of an utterance to listen to
+
+
 def test_settings_that_differ(page):
     assert "criterions.0.conf.layer" in page
     assert "criterions.0.conf.ssl" not in page  # the same in both

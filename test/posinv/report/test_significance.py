@@ -5,15 +5,20 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from posinv.data.tables import write_table, write_tsv
 from posinv.errors import InputError
+from posinv.report.enhancement import enhancement_tables
 from posinv.report.experiment import Experiment
+from posinv.report.results import NONE_PUBLISHED
 from posinv.report.significance import (
+    compare_measures,
     compared_pairs,
     differences,
     legend,
     marks,
     paired_bootstrap,
 )
+from posinv.report.tables import ScoreReader
 
 
 def exact_interval(errors, reference, tokens):
@@ -174,3 +179,160 @@ def test_seeds_and_scores_that_are_missing(experiment_of):
         file.unlink()
     assert differences(Experiment.read(path)) == []
     assert legend([], {}) == ""
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Make an experiment of SI-SDRs: ``{seed: {system: {test set: {utterance: SI-SDR}}}}``."""
+
+    def make(values):
+        for seed, systems in values.items():
+            for system, sets in systems.items():
+                rows = [
+                    {"utterance": utterance, "set": name, "si_sdr": value}
+                    for name, utterances in sets.items()
+                    for utterance, value in utterances.items()
+                ]
+                path = tmp_path / "exp" / f"seed{seed}" / system / "enhanced" / "scores.tsv"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_tsv(path, ("utterance", "set", "si_sdr"), rows)
+        return Experiment.read(tmp_path / "exp")
+
+    return make
+
+
+SEEN, UNSEEN = "test_seen", "test_unseen"
+
+
+def of_seen(values, sets=(SEEN, UNSEEN)):
+    """(sets, U) values as the utterances of test sets, named as the recipes name them."""
+    return {
+        name: {f"u{k:02}-{name[5:]}": float(value) for k, value in enumerate(row)}
+        for name, row in zip(sets, values, strict=True)
+    }
+
+
+class TestMeasures:
+    def test_against_scipy(self, measured):
+        """The versions of an utterance are drawn together: a mean over both, then a bootstrap."""
+        random = np.random.default_rng(0)
+        ours, theirs = random.normal(10, 3, (2, 2, 200))
+        ours[1] += 2 * ours[0]  # so that drawing the versions apart would give another interval
+        experiment = measured({"1": {"enh": of_seen(theirs), "ssl_mse": of_seen(ours)}})
+        pair = (experiment, "ssl_mse"), (experiment, "enh")
+        found = compare_measures("si_sdr", [SEEN, UNSEEN], *pair)
+        assert found.value == pytest.approx((ours - theirs).mean())
+        assert (found.unit, found.units) == ("utterances", 200)
+        assert (found.test_set, found.measure) == ("test_seen and test_unseen", "SI-SDR (dB)")
+        expected = scipy.stats.bootstrap(
+            (ours.mean(0), theirs.mean(0)),
+            lambda a, b, axis: (a - b).mean(axis),
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            n_resamples=20_000,
+            rng=random,
+        ).confidence_interval
+        width = expected.high - expected.low
+        ends = pytest.approx([expected.low, expected.high], abs=0.05 * width)
+        assert [found.low, found.high] == ends
+
+    def test_it_is_the_difference_of_the_tables_figures(self, measured):
+        """Each set counts the same, and each seed, however many utterances a set has."""
+        random = np.random.default_rng(0)
+        values = {
+            seed: {
+                system: {
+                    SEEN: {f"u{k}-seen": random.normal() for k in range(7)},
+                    UNSEEN: {f"u{k}-unseen": random.normal() for k in range(3)},
+                }
+                for system in ("enh", "ssl_mse")
+            }
+            for seed in ("1", "2")
+        }
+        experiment = measured(values)
+        [found] = differences(experiment, {"si_sdr": [SEEN, UNSEEN]})
+        figures = [
+            np.mean(
+                [
+                    np.mean([*values[seed][system][name].values()])
+                    for seed in values
+                    for name in (SEEN, UNSEEN)
+                ]
+            )
+            for system in ("ssl_mse", "enh")
+        ]
+        assert found.value == pytest.approx(figures[0] - figures[1])
+        assert found.seeds == ("1", "2")
+        assert found.low < found.value < found.high
+
+    def test_more_is_better(self, measured):
+        low, high = of_seen([[1, 2, 3]] * 2), of_seen([[2, 3, 4]] * 2)
+        experiment = measured({"1": {"enh": low, "ssl_mse": high, "ssl_softdtw": low}})
+        found = differences(experiment, {"si_sdr": [SEEN, UNSEEN]})
+        said = [(one.system, one.reference, one.value, one.better) for one in found]
+        assert said == [
+            ("ssl_mse", "enh", 1, True),
+            ("ssl_softdtw", "enh", 0, False),
+            ("ssl_softdtw", "ssl_mse", -1, False),
+        ]
+        key = "si_sdr", "test_seen and test_unseen"
+        assert marks(found) == {(*key, "ssl_mse"): "*", (*key, "ssl_softdtw"): "\N{DAGGER}"}
+        assert legend(found, experiment.labels).startswith("Differs in SI-SDR: * from before")
+        assert found[0].interval == "+1.00 to +1.00"
+
+    def test_undefined_utterances_are_left_out_of_both(self, measured):
+        ours, theirs = of_seen([[5, 6, math.nan]], [SEEN]), of_seen([[math.inf, 4, 1]], [SEEN])
+        experiment = measured({"1": {"enh": theirs, "ssl_mse": ours}})
+        pair = (experiment, "ssl_mse"), (experiment, "enh")
+        found = compare_measures("si_sdr", [SEEN], *pair)
+        assert (found.value, found.units, found.interval) == (2, 1, "none")
+        nothing = measured({"1": {"ssl_mse": of_seen([[5, math.nan, math.nan]], [SEEN])}})
+        pair = (nothing, "ssl_mse"), (nothing, "enh")
+        assert compare_measures("si_sdr", [SEEN], *pair) is None
+
+    def test_what_was_not_scored_is_not_compared(self, measured):
+        values = {"1": {"enh": of_seen([[1, 2]] * 2), "ssl_mse": of_seen([[2, 3]], [SEEN])}}
+        experiment = measured(values)
+        pair = (experiment, "ssl_mse"), (experiment, "enh")
+        assert compare_measures("si_sdr", [SEEN, UNSEEN], *pair) is None
+        assert compare_measures("pesq", [SEEN], *pair) is None
+        assert compare_measures("si_sdr", [], *pair) is None
+        assert compare_measures("si_sdr", [SEEN], *pair).value == 1
+
+    def test_other_utterances_are_refused(self, measured):
+        others = {SEEN: {"u00-seen": 1.0, "x-seen": 1.0}}
+        experiment = measured({"1": {"enh": of_seen([[1, 2]], [SEEN]), "ssl_mse": others}})
+        message = r"enhanced/scores\.tsv: set test_seen: other .* than those of ssl_mse"
+        with pytest.raises(InputError, match=message):
+            differences(experiment, {"si_sdr": [SEEN]})
+
+    def test_speakers_are_drawn_where_there_are_enough(self, measured, tmp_path):
+        values = np.random.default_rng(0).normal(size=(2, 2, 40))
+        experiment = measured({"1": {"enh": of_seen(values[0]), "ssl_mse": of_seen(values[1])}})
+        raw = tmp_path / "dump" / "raw"
+        for name in (SEEN, UNSEEN):
+            (raw / name).mkdir(parents=True)
+            speakers = {f"u{k:02}-{name[5:]}": f"s{k % 20}" for k in range(40)}
+            write_table(raw / name / "utt2spk", speakers)
+        (raw / "test_all").mkdir()
+        record = experiment.enhanced("1", "enh").with_suffix(".json.inputs")
+        record.write_text("# Its inputs, as cksum prints them:\n#   1 2 dump/raw/test_all/text\n")
+        [found] = differences(experiment, {"si_sdr": [SEEN, UNSEEN]})
+        assert (found.unit, found.units) == ("speakers", 20)
+
+    def test_the_table_is_marked(self, measured):
+        low, high = of_seen([[1, 2, 3]] * 2), of_seen([[2, 3, 4]] * 2)
+        experiment = measured({"1": {"enh": low, "ssl_mse": high}})
+        sets = [SEEN, UNSEEN]
+        found = differences(experiment, {"si_sdr": sets})
+        read = ScoreReader(strict=False)
+        table = enhancement_tables(
+            experiment, experiment.labels, [], sets, read, NONE_PUBLISHED, [], found
+        )[-1]
+        assert [[cell.marks for cell in row] for row in table.rows] == [
+            [""] * 5,
+            ["", "*", *[""] * 3],
+        ]
+        assert table.rows[1][1].about == "+1.00 (+1.00 to +1.00) against enh"
+        assert "Differs in SI-SDR" in "".join(table.notes)

@@ -34,7 +34,7 @@ def path(experiment_of):
 def test_markdown(path):
     text = to_markdown(summarise(Experiment.read(path)))
     assert re.search(r"\| ssl_mse +\| +37.5 ± 17.7 \|\n", text)
-    assert re.search(r"\| before fine-tuning \| +noisy input \|  PER \|", text)
+    assert re.search(r"\| before fine-tuning \| +noisy input \| +PER \|", text)
     assert "-25.00 to +0.00" in text
 
 
@@ -95,6 +95,30 @@ def test_experiment_without_scores(tmp_path):
         assert "NaN" not in write(summary)
     with pytest.raises(InputError, match="no such folder"):
         Experiment.read(tmp_path / "nothing")
+
+
+def test_measures_of_enhanced_speech(enh_experiment):
+    """Their differences are in each format, with their own names and digits."""
+    summary = summarise(Experiment.read(enh_experiment, ["enh", "ssl_mse"]))
+    [one] = [one for one in summary.found if one.task == "si_sdr"]
+    assert (one.system, one.value, one.test_set) == ("ssl_mse", pytest.approx(1), "test_seen")
+    row = r"\| ssl_mse +\| before fine-tuning \| SI-SDR \(dB\) \| +test_seen \| +\+1.00 \|"
+    assert re.search(row, to_markdown(summary))
+    csv_rows = list(csv.DictReader(io.StringIO(to_csv(summary))))
+    [row] = [row for row in csv_rows if row["measure"] == "SI-SDR (dB)"]
+    assert float(row["value"]) == pytest.approx(1)
+    found = [one for one in json.loads(to_json(summary))["differences"] if one["task"] == "si_sdr"]
+    assert [(one["value"], one["significant"]) for one in found] == [(pytest.approx(1), True)]
+    assert r"\textbf{4.2 $\pm$ 0.0}$^{*}$" in to_latex(summary)
+
+
+def test_measures_of_several_experiments(enh_experiment, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(enh_experiment, other)
+    summary = summarise_all([Experiment.read(enh_experiment), Experiment.read(other)])
+    across = [one for one in summary.found if one.system.partition(": ")[2] == "ssl_mse"]
+    values = {one.reference.partition(": ")[2]: one.value for one in across if one.task == "si_sdr"}
+    assert values == {"before fine-tuning": pytest.approx(1), "ssl_mse": 0}
 
 
 def test_published(path):
