@@ -1,3 +1,4 @@
+import itertools
 import re
 import shutil
 import subprocess
@@ -121,9 +122,13 @@ def bash(tmp_path):
         f"export PATH='{Path(sys.executable).parent}':$PATH PYTHONPATH='{ROOT}'\n"
     )
 
+    numbers = itertools.count()
+
     def command(script, *args):
-        text = f"set -euo pipefail\nscripts='{SCRIPTS}'\n{script}"
-        return ["bash", "-c", text, "recipe", *map(str, args)]
+        path = tmp_path / str(next(numbers)) / "recipe"
+        path.parent.mkdir()
+        path.write_text(f"set -euo pipefail\nscripts='{SCRIPTS}'\n{script}")
+        return ["bash", str(path), *map(str, args)]
 
     def run(script, *args):
         return subprocess.run(command(script, *args), cwd=folder, text=True, capture_output=True)

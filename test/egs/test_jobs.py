@@ -16,7 +16,8 @@ from posinv.report.curves import read_epochs
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = f"""
-for file in options records jobs train; do . "$scripts/$file.sh"; done
+for file in options processes records jobs train; do . "$scripts/$file.sh"; done
+begin_run "$@"
 opt ngpu 0 "GPUs"
 opt inference_gpu 0 "whether parts use a GPU"
 opt nj 1 "processes"

@@ -98,8 +98,8 @@ decode_heads() {
     for text in "${texts[@]}"; do
         merge_parts "$text" "$dir/decode/text"
         mkdir -p "$1/decode" "$1/decode_valid"
-        sed -n 's/^test://p' "$dir/decode/text" > "$1/decode/text"
-        sed -n 's/^valid://p' "$dir/decode/text" > "$1/decode_valid/text"
+        into "$1/decode/text" sed -n 's/^test://p' "$dir/decode/text"
+        into "$1/decode_valid/text" sed -n 's/^valid://p' "$dir/decode/text"
         shift
     done
 }
