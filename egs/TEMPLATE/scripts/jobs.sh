@@ -95,6 +95,10 @@ attend() {
     wait "$!"
 }
 
+_log_to() {  # _log_to LOG COMMAND [ARG ...]
+    "${@:2}" >> "$1" 2>&1 < /dev/null
+}
+
 # run_job KIND LOG COMMAND [ARG ...]: run COMMAND with its output in LOG; if it fails, print LOG's
 # name and the error in it. KIND is train (on --num_nodes machines with --ngpu GPUs each), decode
 # (with one GPU, if --gpu_inference asks for it) or data (--nj processes).
@@ -103,7 +107,7 @@ run_job() {
     shift 2
     _begin_log "$log" "$@"
     if [ "$cmd_backend" = local ]; then
-        attend "$@" >> "$log" 2>&1 < /dev/null || _job_failed "$log"
+        attend _log_to "$log" "$@" || _job_failed "$log"
     else
         attend _sbatch "$kind" "${log//%/%%}" "$log" <<< "exec$(printf ' %q' "$@")" \
             || _job_failed "$log"
@@ -223,6 +227,11 @@ _job_failed() {  # _job_failed LOG
     cause=$(grep -a ' error: \|Error: \|^error: ' "$1" \
         | grep -av '^srun: error\|ChildFailedError' | tail -n 1 || true)
     echo "error: ${_stage_title:-a command} failed; log: $1" >&2
+    # What there was no room for can't be read in the log.
+    if ! { head -c 65536 /dev/zero > "$1.room"; } 2> /dev/null; then
+        cause="$(dirname "$1"): can't be written, or no space is left: make room, and start the same command again"
+    fi
+    rm -f "$1.room"
     echo "${cause:-$(tail -n 1 "$1")}" >&2
     return 1
 }
