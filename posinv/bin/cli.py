@@ -1,7 +1,6 @@
 """What posinv's commands share: how they end, and the options that several take."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from posinv.data.files import BAD_PLACE
 from posinv.errors import InputError
 
 
@@ -29,15 +29,11 @@ def run(main: Callable[[], object]) -> None:
             )
         main()
     except (InputError, OSError) as error:
-        if not isinstance(error, InputError) and error.errno not in _PLACES:
+        if not isinstance(error, InputError) and error.errno not in BAD_PLACE:
             raise
         command = sys.argv[0].rsplit("/", 1)[-1].removesuffix(".py")
         print(f"{command}: error: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
-
-
-# What is wrong with a place that a command writes to, not with the command
-_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _one_line(error: InputError | OSError) -> str:
@@ -50,7 +46,12 @@ def _one_line(error: InputError | OSError) -> str:
 @cache
 def _exit_on_sigterm() -> None:
     """Leave by SystemExit, which cleans up, in this process; let SIGTERM end its forked workers."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would break off the cleaning up
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
     # A new process must not take a SIGTERM by this handler: Python forgets what arrives between the
     # fork and its own preparations, and a pool that ends would wait for that worker for ever.
     sigterm = {signal.SIGTERM}

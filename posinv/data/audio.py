@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import kaldiio
 import numpy as np
 import soundfile
 import soxr
 
-from posinv.data.files import atomic_file
+from posinv.data.files import write_atomic
 from posinv.errors import InputError
 
 SAMPLING_RATE = 16000  # Hz, of every model here
@@ -243,7 +244,8 @@ def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
     """Write samples ``(T,)`` in [-1, 1] atomically, as 16-bit FLAC or WAV by the suffix.
 
     Raises:
-        InputError: samples beyond [-1, 1] or not finite, another suffix, or no room.
+        InputError: samples beyond [-1, 1] or not finite, or another suffix.
+        OSError: no room.
     """
     path = Path(path)
     if path.suffix not in (".flac", ".wav"):
@@ -252,14 +254,44 @@ def write_audio(path: Path | str, x: np.ndarray, sampling_rate: int) -> None:
     if not x.size or not np.abs(x).max() <= 1:
         raise InputError(f"{path}: no samples, or samples beyond [-1, 1] that would clip: scale")
     pcm = np.clip(np.rint(x * 32768.0), -32768, 32767).astype(np.int16)
-    with atomic_file(path) as temporary:
+    encoded = io.BytesIO()  # see OutputFile
+    soundfile.write(encoded, pcm, sampling_rate, "PCM_16", format=path.suffix[1:])
+    write_atomic(path, encoded.getvalue())
+
+
+class OutputFile(io.FileIO):
+    """A file for ``soundfile.SoundFile`` to write to, whose end tells of a full disk.
+
+    libsndfile itself loses the end of a FLAC file then, and says nothing.
+
+    Args:
+        path: file to write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or keep the error for :meth:`close`."""
+        left = memoryview(data)
         try:
-            soundfile.write(temporary, pcm, sampling_rate, "PCM_16")
-        except soundfile.LibsndfileError as error:  # it doesn't say what the system said
-            raise InputError(
-                f"{path}: can't be written ({error.error_string}): make room there, or choose "
-                "another place"
-            ) from error
+            while left and not self._error:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            OSError: not all of it could be written.
+        """
+        super().close()
+        error, self._error = self._error, None
+        if error:
+            raise error
 
 
 def _require_content(path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from posinv.data.files import atomic_file
 from posinv.errors import InputError
 
-_save = torch.save  # the trainer puts write_checkpoint in its place
+_save = torch.save  # the trainer puts another in its place
 
 
 def read_checkpoint(path: Path | str, mmap: bool = False) -> object:

@@ -1,11 +1,12 @@
 """Atomic writers: a file or folder is there complete or not at all. Reading YAML."""
 
+import errno
 import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -14,6 +15,50 @@ import yaml
 from posinv.errors import InputError
 
 YAML_VALUES = 100_000  # in a file
+# What is wrong with a place that is written to, not with what is written
+BAD_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+PROBE = 1 << 20  # bytes
+
+
+@contextmanager
+def naming_place(
+    place: os.PathLike[str] | str, probe: os.PathLike[str] | str | None = None
+) -> Iterator[None]:
+    """Let errors of writing name the place and the reason, which libraries often don't tell.
+
+    Args:
+        place: the file or folder that is written; the error names it.
+        probe: a file or folder there, ``place`` if it is None. After an error, it is tried whether
+            the file, or one in the folder, can grow by 1 MiB; if not, that is the reason.
+
+    Raises:
+        OSError: no room, a read-only file system, no permission.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason: OSError | None = error if isinstance(error, OSError) else None
+        if reason is None or reason.errno not in BAD_PLACE:
+            reason = _fails_to_grow(Path(probe or place))
+        if reason is None:
+            raise
+        raise OSError(reason.errno, reason.strerror, str(place)) from error
+
+
+def _fails_to_grow(path: Path) -> OSError | None:
+    try:
+        with ExitStack() as stack:
+            if path.is_dir():
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=path)), "probe")
+            file = stack.enter_context(path.open("ab", buffering=0))
+            written = 0
+            while written < PROBE:
+                written += file.write(bytes(PROBE - written))
+    except OSError as error:
+        return error if error.errno in BAD_PLACE else None
+    return None
 
 
 @contextmanager
@@ -26,7 +71,8 @@ def atomic_file(path: os.PathLike[str] | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        yield temporary
+        with naming_place(path, temporary):
+            yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -36,6 +82,18 @@ def write_atomic(path: os.PathLike[str] | str, content: str | bytes) -> None:
     """Write text (as UTF-8) or bytes with :func:`atomic_file`."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what :func:`atomic_file` left in a folder where processes of this host were killed.
+
+    Args:
+        folder: no other host writes there.
+    """
+    for path in folder.glob(".*"):
+        _, pid, *name = path.name.split(".", 2)
+        if name and pid.isdecimal() and not Path("/proc", pid).exists():
+            path.unlink()
 
 
 @contextmanager
@@ -62,7 +120,8 @@ def atomic_folder(out: os.PathLike[str] | str, replaces: str | None = None) -> I
     with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}.", dir=out.parent) as scratch:
         fresh = Path(scratch) / "new"
         fresh.mkdir()
-        yield fresh
+        with naming_place(out, fresh):
+            yield fresh
         if out.exists():
             out.rename(Path(scratch) / "old")
         fresh.rename(out)

@@ -1,7 +1,11 @@
 """A function over many jobs, in several processes."""
 
+import ctypes
+import signal
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import get_context
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
 
 from posinv.errors import InputError
 
@@ -9,7 +13,11 @@ from posinv.errors import InputError
 def map_parallel[Job, Result](
     function: Callable[[Job], Result], jobs: Iterable[Job], nj: int
 ) -> Iterator[Result]:
-    """``map`` in ``nj`` forked processes, results in order; the first error ends it."""
+    """``map`` in ``nj`` forked processes, results in order; the first error ends it.
+
+    Raises:
+        InputError: ``nj`` below 1, or a process that was killed.
+    """
     if nj < 1:
         raise InputError(f"--nj {nj}: at least 1 process is needed")
     if nj == 1:
@@ -17,10 +25,24 @@ def map_parallel[Job, Result](
         return
     jobs = list(jobs)
     chunk = min(8, 1 + len(jobs) // (4 * nj))
-    with get_context("fork").Pool(nj, _remember, (function,)) as pool:
-        yield from pool.imap(_call, jobs, chunk)
+    if not jobs:
+        return
+    with ProcessPoolExecutor(nj, get_context("fork"), _remember, (function,)) as pool:
+        try:
+            yield from pool.map(_call, jobs, chunksize=chunk)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise InputError(
+                    f"one of --nj {nj} processes was killed, often since memory ran out: give "
+                    "fewer, or make memory free"
+                ) from error
+            raise
 
 
+_PR_SET_PDEATHSIG = 1
 # A worker's function. The fork inherits it, so that it isn't pickled for each job.
 _function: Callable
 
@@ -28,6 +50,8 @@ _function: Callable
 def _remember(function: Callable) -> None:
     global _function
     _function = function
+    # Else it would end its job, and write, after the process that waits for it has been killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _call(job: object) -> object:

@@ -40,6 +40,7 @@ from posinv.errors import InputError
 from posinv.espnet.frontends import SSLFrontend
 from posinv.espnet.layer_cache import FileCache
 from posinv.espnet.tasks.asr import ASRTask
+from posinv.espnet.tasks.checked import telling_causes
 from posinv.espnet.trainer import SeededTrainer, atomic_save
 from posinv.head_arguments import split_arguments
 from posinv.ssl.load import load_config
@@ -407,7 +408,7 @@ class HeadsTask(ASRTask):
         for head in args.heads:
             vars(head).update(dataclasses.asdict(option), version=args.version)
         frontend = build_frontend(args.frontend, args.frontend_conf)
-        with _file_cache(frontend, args, rank):
+        with telling_causes(args.output_dir), _file_cache(frontend, args, rank):
             factories = {phase: cls.build_iter_factory(args, option, phase) for phase in PHASES}
             num_batches = {phase: len(factories[phase].build_iter(1)) for phase in PHASES}
             heads = [Head(head, num_batches) for head in args.heads]

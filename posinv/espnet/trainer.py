@@ -12,7 +12,7 @@ from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.trainer import Trainer, TrainerOptions
 
 from posinv.data.checkpoint import read_checkpoint, write_checkpoint
-from posinv.data.files import write_atomic
+from posinv.data.files import remove_leftovers, write_atomic
 from posinv.errors import InputError
 from posinv.models.nonfinite import first_nonfinite
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN = 8  # utterances in a message
 Batch = tuple[list[str], dict[str, Any]]
+CHECKPOINT, NEXT_CHECKPOINT = "checkpoint.pth", "checkpoint.next.pth"
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
@@ -36,7 +37,9 @@ class SeededTrainer(Trainer):
     - If the number of mini-batches in an epoch is no multiple of ``accum_grad``, the gradients of
       the last ones are dropped. ESPnet would add them to the next epoch's, but does not save them
       in the checkpoint, so a resumed run would differ.
-    - Checkpoints are written atomically.
+    - Checkpoints are written atomically. The file that a training goes on from takes its place when
+      all else of its epoch is there; ESPnet writes it first, and would go on without the epoch's
+      weights and links if it were killed after that.
     - With ``use_tensorboard``, TensorBoard also gets pictures and audio at each validation, see
       :func:`~posinv.espnet.tensorboard.show_validation`.
 
@@ -48,6 +51,7 @@ class SeededTrainer(Trainer):
     watch: "NonFiniteWatch"
     _writer: "SummaryWriter | None" = None
     _updates = 0
+    _writes = True  # not so in the further processes of a distributed training
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -125,10 +129,16 @@ class SeededTrainer(Trainer):
             trainer_options.accum_grad,
             Path(trainer_options.output_dir) / "nonfinite.txt",
         )
+        output_dir = Path(trainer_options.output_dir)
+        cls._writes = not parts["distributed_option"].dist_rank
+        if cls._writes and output_dir.exists():
+            remove_leftovers(output_dir)
+            (output_dir / NEXT_CHECKPOINT).unlink(missing_ok=True)
         with atomic_save():
             super().run(
                 model=model, optimizers=optimizers, trainer_options=trainer_options, **parts
             )
+        cls._end_epoch(output_dir)
 
     @staticmethod
     def resume(checkpoint: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -141,6 +151,7 @@ class SeededTrainer(Trainer):
         """Drop the gradients that the last epoch left, and run ESPnet's epoch."""
         # ESPnet gives it to the training only, and to one process only.
         cls._writer = kwargs["summary_writer"]
+        cls._end_epoch(Path(kwargs["options"].output_dir))
         for optimizer in optimizers:
             optimizer.zero_grad()
         cls.watch.begin_epoch()
@@ -150,6 +161,12 @@ class SeededTrainer(Trainer):
         cls.watch.check()
         cls._updates = kwargs["reporter"].get_total_count()
         return False
+
+    @classmethod
+    def _end_epoch(cls, output_dir: Path) -> None:
+        """Let the training go on from the epoch that has been written."""
+        if cls._writes and (output_dir / NEXT_CHECKPOINT).exists():
+            (output_dir / NEXT_CHECKPOINT).replace(output_dir / CHECKPOINT)
 
     @classmethod
     @torch.no_grad()
@@ -290,11 +307,18 @@ def _copy_loss(_model: torch.nn.Module, _args: tuple, output: tuple) -> tuple:
     return loss.clone(), stats, weight
 
 
+def _save(state: object, path: Path) -> None:
+    write_checkpoint(state, path.with_name(NEXT_CHECKPOINT) if path.name == CHECKPOINT else path)
+
+
 @contextmanager
 def atomic_save() -> Iterator[None]:
-    """Make ESPnet's ``torch.save(object, path)`` atomic; also inside another of these."""
+    """Make ESPnet's ``torch.save(object, path)`` atomic; also inside another of these.
+
+    ``checkpoint.pth`` is written as ``checkpoint.next.pth``.
+    """
     save = torch.save
-    torch.save = write_checkpoint  # type: ignore[assignment]  # ESPnet gives it nothing else
+    torch.save = _save  # type: ignore[assignment]  # ESPnet gives it nothing else
     try:
         yield
     finally:

@@ -29,6 +29,7 @@ import soxr
 from posinv.data.audio import (
     AUDIO_SUFFIXES,
     SAMPLING_RATE,
+    OutputFile,
     Recording,
     is_file,
     open_recording,
@@ -159,6 +160,7 @@ class Enhancer:
         Raises:
             InputError: no such audio, unreadable, empty or not finite; a format that can't be
                 written; a model that gives samples that are not finite.
+            OSError: no room for ``destination``.
         """
         destination = Path(destination)
         audio = open_recording(str(source))
@@ -166,8 +168,9 @@ class Enhancer:
         samples = clipped = 0
         with (
             atomic_file(destination) as temporary,
+            OutputFile(temporary) as output,
             soundfile.SoundFile(
-                temporary, "w", audio.sampling_rate, audio.channels, subtype, format=file_format
+                output, "w", audio.sampling_rate, audio.channels, subtype, format=file_format
             ) as file,
         ):
             for block in self._enhance(audio):

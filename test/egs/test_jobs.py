@@ -16,7 +16,8 @@ from posinv.report.curves import read_epochs
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = f"""
-for file in options records jobs train; do . "$scripts/$file.sh"; done
+for file in options processes records jobs train; do . "$scripts/$file.sh"; done
+begin_run "$@"
 opt ngpu 0 "GPUs"
 opt inference_gpu 0 "whether parts use a GPU"
 opt nj 1 "processes"
@@ -122,6 +123,58 @@ def test_ctrl_c_ends_the_queue(bash):
     while (listing := subprocess.run(alive, capture_output=True, text=True).stdout) != "":
         assert time.monotonic() < deadline + 20, listing
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGHUP", "guard", "next run"])
+def test_a_job_ends_with_the_run(jobs, end):
+    """After SIGKILL the guard ends it, or the next run that takes the lock over."""
+    lock = """
+    ln -sfn "$scripts" scripts
+    lock exp wait
+    """
+    guard = "[ -e no_guard ] || start_guard exp\n"
+    if end == "next run":
+        (jobs.folder / "no_guard").touch()
+    process = jobs.start(f"{lock}{guard}run_job data log bash -c 'echo > begun; sleep 72; true'")
+    wait_for(lambda: (jobs.folder / "begun").exists() or process.poll() is not None, 60)
+    process.send_signal(getattr(signal, end, signal.SIGKILL))
+    status = {"SIGTERM": 143, "SIGHUP": 129}.get(end, -9)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == status, error
+    if status != -9:
+        assert error == f"error: ended by {end}; the same command goes on from here\n"
+    assert (jobs.folder / "exp/.lock").is_symlink() == (status == -9)
+    if end == "next run":
+        done = jobs(f"{lock}echo on")
+        assert f"exp: process {process.pid} on " in done.stdout, done.stderr
+        assert done.stdout.endswith("\non\n")
+    wait_for(lambda: not asleep(72), 30 if end == "guard" else 1)
+    if jobs.backend == "slurm":
+        wait_for(lambda: jobs.queue() == "", 30 if end == "guard" else 1)
+
+
+def asleep(seconds):
+    """Return the processes that sleep so long, but not those in state Z, which have ended."""
+    alive = ["pgrep", "--runstates", "D,R,S,T", "--full", f"sleep {seconds}$"]
+    return subprocess.run(alive, capture_output=True).stdout
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_there_is_no_room_for_the_log(bash):
+    """What went wrong can't be read there."""
+    limit = "trap '' XFSZ; ulimit -f 1\n"  # as if the disk were full
+    done = bash(OPTIONS + limit + "run_here log bash -c 'exit 1'")
+    assert done.returncode != 0
+    assert done.stderr.splitlines() == [
+        "error: a command failed; log: log",
+        ".: can't be written, or no space is left: make room, and start the same command again",
+    ]
 
 
 def test_job(jobs):
@@ -237,10 +290,7 @@ def test_ctrl_c_ends_the_jobs_and_parts_resume(jobs):
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 130
-    alive = ["pgrep", "--runstates", "D,R,S,T", "--full", "sleep 71"]
-    while subprocess.run(alive, capture_output=True).stdout:
-        assert time.monotonic() < deadline + 30
-        time.sleep(0.1)
+    wait_for(lambda: not asleep(71), 30)
     if jobs.backend == "slurm":
         while set(jobs.queue().split()[1::2]) - {"CG"}:
             assert time.monotonic() < deadline + 30, jobs.queue()

@@ -73,3 +73,13 @@ def corpus(tmp_path_factory):
     text, phn = (dict.fromkeys(wav, words) for words in ("one two", "W AH N T UW"))
     DataDir(wav, wav, text, phn, utt2spk).write(folder)
     return folder
+
+
+@pytest.fixture
+def tried(record_property):
+    """Note for the table of --faults what was tried, what came of it, and how often."""
+
+    def note(what, outcome, times=1):
+        record_property("tried", (what, outcome, times))
+
+    return note

@@ -109,6 +109,7 @@ if begin_stage 3 "format to $raw, token lists"; then
     format_sets
     end_stage
 fi
+share_data "$dumpdir"
 # At the same time, where --train_nj allows it: they do not depend on each other.
 if begin_stage 4 "SSL model" train; then
     queue prepare_ssl
@@ -162,7 +163,7 @@ if begin_stage 9 "table of results, report"; then
         case $condition in seen | unseen | noisy) enh_sets+=("${test_set}_$condition") ;; esac
     done
     # shellcheck disable=SC2086  # a list
-    "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems $systems \
+    attend "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems $systems \
         --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
         --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --dump "$raw" --out "$results" \
         ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}

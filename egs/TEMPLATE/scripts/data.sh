@@ -5,7 +5,7 @@
 # prepare_data: run local/data.sh. xargs splits the options at spaces, except within quotes, and expands
 # nothing.
 prepare_data() {
-    xargs local/data.sh <<< "$local_data_opts"
+    attend xargs local/data.sh <<< "$local_data_opts"
 }
 
 # noisy SOURCE TAG KIND SNRS [ARG ...]: make data/<SOURCE>_<TAG>, data/<SOURCE> mixed with the noises of
@@ -66,9 +66,10 @@ token_list() {
     done
     awk 1 "${texts[@]}" > "$tokens/$file"
     run_here "$tokens/log/$(basename "$out").log" "$python" -m espnet2.bin.tokenize_text \
-        --input "$tokens/$file" --output "$out" --field 2- --token_type "$type" \
+        --input "$tokens/$file" --output "$out.partial" --field 2- --token_type "$type" \
         --write_vocabulary true --add_symbol "<blank>:0" --add_symbol "<unk>:1" \
         --add_symbol "<sos/eos>:-1" "$@"
+    mv "$out.partial" "$out"
 }
 
 # format_sets: format the clean speech of the training and validation set, and the test sets; make the
@@ -86,7 +87,7 @@ format_sets() {
         esac
     done
     # One list of all test sets, so that each system is enhanced and decoded by one command.
-    rm -rf "$raw/test_all"
+    rm -rf "$raw/test_all" "$raw/test_all.partial"
     mkdir -p "$raw/test_all.partial"
     for file in wav.scp spk1.scp text phn utt2num_samples utt2digest; do
         for set in "${test_sets[@]}"; do

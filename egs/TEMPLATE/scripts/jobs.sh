@@ -6,6 +6,7 @@ check_cmd_backend() {
     if [ "$cmd_backend" = slurm ]; then
         command -v sbatch > /dev/null || die "--cmd_backend slurm: there is no sbatch on this machine"
         require "$slurm_conf" "the options of SLURM's jobs (--slurm_conf)"
+        name_slurm_jobs "$(basename "$PWD").$(uname -n).$$"
     elif [ "$num_nodes" -gt 1 ] && [ "$ngpu" -gt 0 ]; then
         die "--num_nodes $num_nodes: several machines with GPUs need --cmd_backend slurm"
     fi
@@ -74,16 +75,6 @@ wait_jobs() {
     fi
 }
 
-# Background jobs ignore Ctrl-C: end them with the script.
-_kill_tree() {
-    local child
-    for child in $(pgrep -P "$1" || true); do
-        _kill_tree "$child"
-    done
-    kill "$1" 2> /dev/null || true
-}
-trap 'for pid in $(jobs -p); do _kill_tree "$pid"; done; wait; exit 130' INT TERM
-
 # Sleep a little; on a terminal, show the epoch of each training that is under way.
 _show_progress() {
     local training epoch line=""
@@ -97,6 +88,17 @@ _show_progress() {
 }
 
 # -------------------------------------------------------------------------------- a command
+# attend COMMAND [ARG ...]: run COMMAND, and be ready for a signal meanwhile: Bash would hear of it when
+# COMMAND has ended.
+attend() {
+    "$@" <&0 &
+    wait "$!"
+}
+
+_log_to() {  # _log_to LOG COMMAND [ARG ...]
+    "${@:2}" >> "$1" 2>&1 < /dev/null
+}
+
 # run_job KIND LOG COMMAND [ARG ...]: run COMMAND with its output in LOG; if it fails, print LOG's
 # name and the error in it. KIND is train (on --num_nodes machines with --ngpu GPUs each), decode
 # (with one GPU, if --gpu_inference asks for it) or data (--nj processes).
@@ -105,9 +107,10 @@ run_job() {
     shift 2
     _begin_log "$log" "$@"
     if [ "$cmd_backend" = local ]; then
-        "$@" >> "$log" 2>&1 < /dev/null || _job_failed "$log"
+        attend _log_to "$log" "$@" || _job_failed "$log"
     else
-        _sbatch "$kind" "${log//%/%%}" "$log" <<< "exec$(printf ' %q' "$@")" || _job_failed "$log"
+        attend _sbatch "$kind" "${log//%/%%}" "$log" <<< "exec$(printf ' %q' "$@")" \
+            || _job_failed "$log"
     fi
 }
 
@@ -141,6 +144,7 @@ run_parts() {
         echo "touch $(printf '%q' "$dir")/part\"\$1\"/done"
     )
     if [ "$(cat "$dir/part.sh" 2> /dev/null)" != "$record" ]; then
+        rm -f "$dir/part.sh"
         rm -rf "$dir"/part*
         mkdir -p "$dir"
         echo "$record" > "$dir/part.sh.partial"
@@ -164,7 +168,7 @@ run_parts() {
     if [ "$cmd_backend" = local ]; then
         _parts_here "$dir" "${todo[@]}" || failed=1
     else
-        _sbatch decode "${dir//%/%%}/part%a/log" "$dir/part${todo[0]}/log" \
+        attend _sbatch decode "${dir//%/%%}/part%a/log" "$dir/part${todo[0]}/log" \
             --array="$(IFS=,; echo "${todo[*]}")" \
             <<< "exec bash $(printf '%q' "$dir/part.sh") \"\$SLURM_ARRAY_TASK_ID\"" || failed=1
     fi
@@ -178,11 +182,11 @@ run_parts() {
 
 # merge_parts PART WHOLE: the files PART of run_parts' parts, {job} in their names, in order.
 merge_parts() {
-    local job
+    local job parts=()
     for ((job = 1; job <= num_parts; job++)); do
-        cat "${1//\{job\}/$job}"
-    done > "$2.partial"
-    mv "$2.partial" "$2"
+        parts+=("${1//\{job\}/$job}")
+    done
+    into "$2" cat "${parts[@]}"
 }
 
 _parts_here() {  # _parts_here DIR PART ...
@@ -223,15 +227,16 @@ _job_failed() {  # _job_failed LOG
     cause=$(grep -a ' error: \|Error: \|^error: ' "$1" \
         | grep -av '^srun: error\|ChildFailedError' | tail -n 1 || true)
     echo "error: ${_stage_title:-a command} failed; log: $1" >&2
+    # What there was no room for can't be read in the log.
+    if ! { head -c 65536 /dev/zero > "$1.room"; } 2> /dev/null; then
+        cause="$(dirname "$1"): can't be written, or no space is left: make room, and start the same command again"
+    fi
+    rm -f "$1.room"
     echo "${cause:-$(tail -n 1 "$1")}" >&2
     return 1
 }
 
 # ------------------------------------------------------------------------------------ SLURM
-# All jobs of this script have one name, under which they are cancelled when it ends before them.
-_slurm_name=$(basename "$PWD").$(uname -n).$$
-trap 'rm -f "$_jobs_done"; [ "$cmd_backend" != slurm ] || scancel --quiet --name="$_slurm_name" --user="$(id -un)" || true' EXIT
-
 # _sbatch KIND OUTPUT LOG [OPTION ...] < SCRIPT: submit a job, and wait for it. Its output goes to
 # OUTPUT, sbatch's own to LOG. The options in $slurm_conf count over those that come from here.
 _sbatch() {

@@ -9,6 +9,14 @@ require() {
     [ -e "$1" ] || die "$1: not found: $2"
 }
 
+# into FILE COMMAND [ARG ...]: what COMMAND prints becomes FILE, whole or not at all.
+into() {
+    local file=$1
+    shift
+    "$@" > "$file.partial" || { rm -f "$file.partial"; return 1; }
+    mv -f "$file.partial" "$file"
+}
+
 # opt NAME DEFAULT HELP [CHECK [ARG ...]]: declare the option --NAME; $NAME holds its value. CHECK is
 # one of those in check_option.
 declare -A _opt_help=() _opt_check=()

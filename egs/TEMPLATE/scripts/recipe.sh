@@ -3,6 +3,8 @@
 # calls start_recipe.
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2086,SC2154  # opt assigns the options; the stages use what is set here
+. scripts/processes.sh
+begin_run "$@"
 . ./cmd.sh
 . scripts/options.sh
 . scripts/stages.sh
@@ -104,12 +106,36 @@ start_recipe() {
         true) inference_gpu=1 ;;
         false) inference_gpu=0 ;;
     esac
+    lock_folders
     use_fork_server
+}
+
+# lock_folders: keep other runs out of --expdir, and out of the data while this run makes it.
+lock_folders() {
+    local number
+    start_guard "$expdir" data "$dumpdir"
+    lock "$expdir" "wait until it ends, end it, or choose another --expdir"
+    for number in 1 2 3; do
+        if runs_stage "$number"; then
+            lock data "wait until it has done stage 3; or use the data that is there, from --stage 4 on"
+            lock "$dumpdir" "wait until it ends; or choose another --dumpdir, or use what is there, from --stage 4 on"
+            return
+        fi
+    done
+}
+
+# share_data FOLDER ...: the data is made, and is read from now on, in these folders.
+share_data() {
+    local folder
+    unlock data/.lock
+    for folder in "$@"; do
+        share "$folder" "wait until it has done stage 3"
+    done
 }
 
 # write_report: write $expdir/report.html, and say where the results are.
 write_report() {
-    "$python" -m posinv.bin.report "$expdir" --systems "$systems" --seeds "$seeds" --title "$title" \
+    attend "$python" -m posinv.bin.report "$expdir" --systems "$systems" --seeds "$seeds" --title "$title" \
         --command "${RECIPE_COMMAND:-$0}" ${published:+--published "$published"} > /dev/null
     log "the table: $PWD/$results"
     log "the report: $PWD/$expdir/report.html"

@@ -28,8 +28,7 @@ _checksums() {
 record_inputs() {
     local result=$1
     shift
-    _checksums "$@" > "$result.inputs.partial"
-    mv "$result.inputs.partial" "$result.inputs"
+    into "$result.inputs" _checksums "$@"
 }
 
 # check_records DIR ...: end with an error if an input of a result in DIR has changed since.
@@ -76,7 +75,6 @@ keep_record() {
     for input in "$@"; do
         case $input in *.yaml) cp "$input" "$dir/inputs/${input//\//%}" ;; esac
     done
-    echo "$record" > "$dir/run.sh.partial"
-    chmod +x "$dir/run.sh.partial"
-    mv "$dir/run.sh.partial" "$dir/run.sh"
+    into "$dir/run.sh" echo "$record"
+    chmod +x "$dir/run.sh"
 }

@@ -5,13 +5,18 @@
 _open_stages=()
 _stage_times=()
 
+# runs_stage NUMBER: whether --stage, --stop_stage and --skip_stages let this stage run.
+runs_stage() {
+    [ "$1" -ge "$stage" ] && [ "$1" -le "$stop_stage" ] && [[ " $skip_stages " != *" $1 "* ]]
+}
+
 # begin_stage NUMBER TITLE [train|eval]: whether the options say that this stage runs.
 begin_stage() {
     local number=$1 skipped=
     if [ "$number" -lt "$stage" ] || [ "$number" -gt "$stop_stage" ]; then
         return 1
     fi
-    if [[ " $skip_stages " == *" $number "* ]]; then
+    if ! runs_stage "$number"; then
         skipped=--skip_stages
     elif [ "$skip_train" = true ] && [ "${3:-}" = train ]; then
         skipped=--skip_train

@@ -113,8 +113,8 @@ decode_heads() {
         head=$dir/${1#"$trained/"}
         merge_parts "$text" "$dir/decode/text"
         mkdir -p "$head/decode" "$head/decode_valid"
-        sed -n 's/^test://p' "$dir/decode/text" > "$head/decode/text"
-        sed -n 's/^valid://p' "$dir/decode/text" > "$head/decode_valid/text"
+        into "$head/decode/text" sed -n 's/^test://p' "$dir/decode/text"
+        into "$head/decode_valid/text" sed -n 's/^valid://p' "$dir/decode/text"
         shift
     done
 }

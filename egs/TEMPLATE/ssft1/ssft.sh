@@ -37,7 +37,7 @@ make_noise() {
         if grep -q '^ *noise_scp: data/noise/' "conf/methods/$method.yaml"; then
             require "${NOISE_SEEN:-NOISE_SEEN}/wav.scp" "the list of recordings that $method takes its noise from; NOISE_SEEN in db.sh is their folder"
             mkdir -p data/noise
-            cp "$NOISE_SEEN/wav.scp" data/noise/wav.scp
+            into data/noise/wav.scp cat "$NOISE_SEEN/wav.scp"
         fi
     done
 }
@@ -80,6 +80,7 @@ if begin_stage 3 "format to $raw, token lists"; then
     format_sets
     end_stage
 fi
+share_data data "$dumpdir"
 if begin_stage 4 "SSL model" train; then
     prepare_ssl
     end_stage
@@ -105,7 +106,7 @@ fi
 if begin_stage 7 "table of results, report"; then
     check_systems
     searched=$(qbe_sets)
-    "$python" -m posinv.bin.ssft_results --expdir "$expdir" --systems "$systems" \
+    attend "$python" -m posinv.bin.ssft_results --expdir "$expdir" --systems "$systems" \
         --sets "${test_sets[*]}" --seeds "$seeds" --title "$title" \
         --command "${RECIPE_COMMAND:-$0 $*}" --dump "$raw" --out "$results" --curves "$expdir/curves.png" \
         ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
