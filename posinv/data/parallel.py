@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
+from typing import Any
 
 from posinv.errors import InputError
 
@@ -54,5 +55,5 @@ def _remember(function: Callable) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _call(job: object) -> object:
+def _call(job: Any) -> Any:
     return _function(job)

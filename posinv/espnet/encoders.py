@@ -1,5 +1,7 @@
 """The BLSTM of SUPERB's speech recogniser as an ESPnet encoder."""
 
+from collections.abc import Sequence
+
 import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
@@ -103,10 +105,12 @@ class BLSTMEncoder(AbsEncoder):
             x = torch.cat([forwards, backwards], dim=2)
         return _zero_frames(x, lengths)
 
-    def _lstm(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+    def _lstm(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Return the outputs of one layer in one direction."""
         state = x.new_zeros(1, len(x), self.blstm.hidden_size)
-        return torch.lstm(x, (state, state), weights, True, 1, 0.0, self.training, False, True)[0]
+        return torch.lstm(
+            x, (state, state), list(weights), True, 1, 0.0, self.training, False, True
+        )[0]
 
 
 def _zero_frames(x: Tensor, lengths: Tensor) -> Tensor:

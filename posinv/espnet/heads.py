@@ -14,7 +14,7 @@ import logging
 import random
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -432,9 +432,10 @@ def _layer_batches(
     device = "cuda" if args.ngpu else "cpu"
     like = torch.empty(0, dtype=getattr(torch, args.train_dtype), device=device)
     # Training and validation set may have different utterances of one name.
-    batches = [[(phase, utt_id) for utt_id in batch] for batch in loader.batch_sampler]
+    listed = cast(Iterable[list[str]], loader.batch_sampler)
+    batches = [[(phase, utt_id) for utt_id in batch] for batch in listed]
     cached = [frontend.has(names) for names in batches]
-    missing = [b for b, there in zip(loader.batch_sampler, cached, strict=True) if not there]
+    missing = [batch for batch, there in zip(listed, cached, strict=True) if not there]
     audio = iter(_with_batches(loader, missing) if missing else ())
     for names, there in zip(batches, cached, strict=True):
         if there:
@@ -447,7 +448,7 @@ def _layer_batches(
         yield [utt_id for _, utt_id in names], *layers
 
 
-def _with_batches(loader: DataLoader, batches: Sequence[Sequence[str]]) -> DataLoader:
+def _with_batches(loader: DataLoader, batches: Iterable[list[str]]) -> DataLoader:
     return DataLoader(
         loader.dataset,
         batch_sampler=batches,
