@@ -108,9 +108,8 @@ class BLSTMEncoder(AbsEncoder):
     def _lstm(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Return the outputs of one layer in one direction."""
         state = x.new_zeros(1, len(x), self.blstm.hidden_size)
-        return torch.lstm(
-            x, (state, state), list(weights), True, 1, 0.0, self.training, False, True
-        )[0]
+        options = (True, 1, 0.0, self.training, False, True)  # biases, layers, dropout, ...
+        return torch.lstm(x, (state, state), list(weights), *options)[0]
 
 
 def _zero_frames(x: Tensor, lengths: Tensor) -> Tensor:
