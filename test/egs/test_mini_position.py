@@ -14,8 +14,8 @@ def test_criteria_are_compared_through_models_of_more_and_less_position(recipe):
         "--ssl_units 10 --test_conditions 'clean seen'"
     )
     options = (
-        *("--models", "conv0 sin4", "--criteria", "ssl_mse ssl_softdtw", "--seeds", "1 2"),
-        *("--enh_opts", enh_opts),
+        *("--models", "conv0 sin16", "--criteria", "ssl_mse ssl_softdtw", "--seeds", "1 2"),
+        *("--enh_opts", enh_opts, "--ssl_opts", ""),
     )
     done = position.run(*options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -23,14 +23,14 @@ def test_criteria_are_compared_through_models_of_more_and_less_position(recipe):
     # The models differ in what they were asked to differ in, and share the enhancement model.
     configs = [
         json.loads((exp / model / "ssl/model/config.json").read_text())
-        for model in ("conv0", "sin4")
+        for model in ("conv0", "sin16")
     ]
     assert {key for key in configs[0] if configs[0][key] != configs[1][key]} == {
         "positional_convolution",
         "sinusoid_scale",
     }
     weights = {
-        (exp / model / "enh/valid.loss.best.pth").read_bytes() for model in ("conv0", "sin4")
+        (exp / model / "enh/valid.loss.best.pth").read_bytes() for model in ("conv0", "sin16")
     }
     assert len(weights) == 1
     assert not (exp / "conv0/enh/run.sh").exists()
@@ -40,7 +40,7 @@ def test_criteria_are_compared_through_models_of_more_and_less_position(recipe):
     )
     assert heads == [
         f"{model}/seed1/noisy/superb/{task}/lr_config"
-        for model in ("conv0", "sin4")
+        for model in ("conv0", "sin16")
         for task in ("asr", "pr")
     ]
     config = yaml.safe_load((exp / heads[0] / "config.yaml").read_text())
@@ -52,13 +52,13 @@ def test_criteria_are_compared_through_models_of_more_and_less_position(recipe):
                 "test_clean",
                 "test_seen",
             }
-    probe = json.loads((exp / "sin4/position/position.json").read_text())
+    probe = json.loads((exp / "sin16/position/position.json").read_text())
     assert probe["surviving"].keys() == {
         "noisy input",
         *(f"{criterion}/{seed}" for criterion in ("ssl_mse", "ssl_softdtw") for seed in (1, 2)),
     }
     text = (exp / "RESULTS.md").read_text()
-    for row in ("| conv0     |", "| sin4      | ssl_softdtw |", "| sin4: ssl_softdtw "):
+    for row in ("| conv0     |", "| sin16     | ssl_softdtw |", "| sin16: ssl_softdtw "):
         assert row in text
     assert (exp / "position.png").exists()
 
