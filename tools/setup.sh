@@ -342,6 +342,19 @@ fi
 "$python" "$tools/check_install.py" \
     || die "posinv is not whole: do what the lines marked ✗ or BAD say, and run this again"
 
+# uv leaves no bytecode, and Python writes none where PYTHONDONTWRITEBYTECODE is set, as in many
+# containers: each start of a recipe's command would compile torch, transformers and ESPnet anew.
+say "compiling the modules that recipes import"
+env -u PYTHONDONTWRITEBYTECODE "$python" - egs/TEMPLATE/scripts/fork_server.py >> "$log" 2>&1 <<'EOF' \
+    || say "not all could be compiled, so commands start slowly (see tools/setup.log)"
+import importlib
+import runpy
+import sys
+
+for module in runpy.run_path(sys.argv[1])["MODULES"]:
+    importlib.import_module(module)
+EOF
+
 # Written last: they are there when the environment is whole. path.sh looks at the first line and
 # the age of activate_python.sh.
 printf '%s=%q\n' own_python "$own_python" torch_backend "$torch_backend" tests "$tests" \

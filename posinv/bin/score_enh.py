@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from posinv.bin.cli import command_parser, run
+from posinv.bin.cli import command_parser, names, run
 from posinv.data.files import write_atomic
 from posinv.data.tables import write_tsv
 from posinv.scoring.enhancement import ENHANCEMENT_METRICS, score_enhancement
@@ -18,6 +18,9 @@ def main() -> None:
         "--utt2set", type=Path, required=True, help="'<utterance id> <test set>' lines"
     )
     parser.add_argument(
+        "--sets", type=names, default=(), help="score these test sets alone, as one argument: 'A B'"
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         required=True,
@@ -30,7 +33,7 @@ def main() -> None:
     parser.add_argument("--nj", type=int, default=2, help="number of processes")
     args = parser.parse_args()
     means, rows = score_enhancement(
-        args.ref_scp, args.inf_scp, args.utt2set, args.sampling_rate, args.nj
+        args.ref_scp, args.inf_scp, args.utt2set, args.sampling_rate, args.nj, args.sets
     )
     columns = ("utterance", "set", *ENHANCEMENT_METRICS)
     write_tsv(args.out.with_suffix(".tsv"), columns, rows)

@@ -125,6 +125,7 @@ def score_enhancement(
     utt2set: Path | str,
     sampling_rate: int = 16000,
     nj: int = 2,
+    only: Sequence[str] = (),
 ) -> tuple[dict[str, dict[str, float | int | None]], list[dict[str, str | float]]]:
     """Score each enhanced utterance, and compute the mean scores of each test set.
 
@@ -134,6 +135,7 @@ def score_enhancement(
         utt2set: test sets of the same utterances, ``<utterance id> <set>`` lines.
         sampling_rate: sampling rate of all audio, in Hz.
         nj: number of processes.
+        only: the test sets that are scored; none: all.
 
     Returns:
         The scores of each set, and a list with the scores of each utterance.
@@ -146,11 +148,16 @@ def score_enhancement(
 
     Raises:
         InputError: utterance ids that don't match; audio that cannot be read or has another
-            sampling rate; a reference and enhanced speech of different lengths.
+            sampling rate; a reference and enhanced speech of different lengths; no utterance of a
+            set in ``only``.
     """
     ref, inf, sets = read_table(ref_scp), read_table(inf_scp), read_table(utt2set)
     require_same_ids(ref, inf, ref_scp, inf_scp)
     require_same_ids(ref, sets, ref_scp, utt2set)
+    if only:
+        if unknown := set(only) - set(sets.values()):
+            raise InputError(f"--sets {min(unknown)}: {utt2set} has no utterance of it")
+        sets = {utterance: name for utterance, name in sets.items() if name in only}
     if not has_pesq(sampling_rate):
         why = "it needs 8 or 16 kHz" if pesq else "the package pesq is not installed"
         logging.warning("PESQ is left out: %s", why)
@@ -165,7 +172,7 @@ def score_enhancement(
         except InputError as error:
             raise InputError(f"{inf_scp}: utterance {utterance}: {error}") from error
 
-    scores = dict(zip(ref, map_parallel(score, ref, nj), strict=True))
+    scores = dict(zip(sets, map_parallel(score, sets, nj), strict=True))
     means = {}
     for name, utterances in by_set(sets).items():
         means[name] = _summarise([scores[utterance] for utterance in utterances])

@@ -19,6 +19,11 @@ opt test_conditions "clean seen unseen shift rate" "conditions of the test sets"
 start_recipe "$@"
 
 systems="noisy enh $criteria"
+enh_sets=()  # whose signal measures are in the table
+for condition in "${conditions[@]}"; do
+    case $condition in seen | unseen | noisy) enh_sets+=("${test_set}_$condition") ;; esac
+done
+[ "${#enh_sets[@]}" -gt 0 ] || enh_sets=("${test_sets[@]}")
 first_seed=${seeds%% *}
 enh=$expdir/enh
 train=$raw/${train_set}_noisy
@@ -82,7 +87,8 @@ enhance() {  # enhance SYSTEM SEED: the test sets, with their scores
         merge_parts "$out/part{job}/spk1.scp" "$scp"
     fi
     run_job data "$out/score.log" "$python" -m posinv.bin.score_enh --ref_scp "$raw/test_all/spk1.scp" \
-        --inf_scp "$scp" --utt2set "$raw/test_all/utt2set" --nj 1 --out "$out/scores.json"
+        --inf_scp "$scp" --utt2set "$raw/test_all/utt2set" --sets "${enh_sets[*]}" --nj 1 \
+        --out "$out/scores.json"
     record_inputs "$out/scores.json" "$raw/test_all/utt2digest" "$raw/test_all/utt2set" "$scp"
 }
 
@@ -158,13 +164,9 @@ if begin_stage 9 "table of results, report"; then
     check_records "$enh"
     check_systems
     searched=$(qbe_sets)
-    enh_sets=()
-    for condition in "${conditions[@]}"; do
-        case $condition in seen | unseen | noisy) enh_sets+=("${test_set}_$condition") ;; esac
-    done
     # shellcheck disable=SC2086  # a list
     attend "$python" -m posinv.bin.enh_results --expdir "$expdir" --systems $systems \
-        --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]:-${test_sets[*]}}" --seeds "$seeds" \
+        --sets "${test_sets[*]}" --enh_sets "${enh_sets[*]}" --seeds "$seeds" \
         --title "$title" --command "${RECIPE_COMMAND:-$0 $*}" --dump "$raw" --out "$results" \
         ${published:+--published "$published"} ${searched:+--qbe_sets "$searched"}
     write_report

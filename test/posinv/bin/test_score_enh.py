@@ -47,6 +47,20 @@ def test_writes_means_and_utterances(folder):
         assert means[row["set"]]["utterances"] == 1
 
 
+def test_only_some_sets(folder, monkeypatch, capsys):
+    run(main)
+    out = folder / "out" / "scores.json"
+    means = json.loads(out.read_text())
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--sets", "two"])
+    run(main)
+    assert json.loads(out.read_text()) == {"two": means["two"]}
+    assert [line.split()[0] for line in out.with_suffix(".tsv").open()] == ["utterance", "u2"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "two three"])
+    with pytest.raises(SystemExit):
+        run(main)
+    assert "error: --sets three: " in capsys.readouterr().err
+
+
 def test_an_error_is_one_line_and_writes_nothing(folder, capsys):
     (folder / "inf u2.wav").unlink()
     with pytest.raises(SystemExit) as exit_status:

@@ -320,13 +320,13 @@ def reads(monkeypatch):
     return found
 
 
-def test_audio_is_read_for_what_the_cache_lacks(train, command, exp, reads, corpus):
+def test_audio_is_read_for_what_the_cache_lacks(train, command, exp, reads):
     """With room for all, for some or for no utterance, a head is that of asr_train with a cache."""
 
-    def run(room, epochs, extra=()):
+    def run(room, epochs, **more):
         reads.clear()
-        conf = {"max_epoch": epochs, "frontend_conf": {"cache_gb": room}}
-        folder = train(f"room {room} {epochs} {len(extra)}", ["pr/drawn"], all=conf, extra=extra)
+        conf = {"max_epoch": epochs, "frontend_conf": {"cache_gb": room}, **more}
+        folder = train(f"room {room} {epochs} {len(more)}", ["pr/drawn"], all=conf)
         return folder, len(reads)
 
     (folder, all_fit), (_, one_epoch), (some_folder, some_fit), (none_folder, none_fit) = (
@@ -340,8 +340,8 @@ def test_audio_is_read_for_what_the_cache_lacks(train, command, exp, reads, corp
     options = [*common, *heads["pr/drawn"], "--output_dir", str(exp / "alone, cached/pr/drawn")]
     ASRTask.main(cmd=options)
     assert_same(folder, exp / "alone, cached", ["pr/drawn"])
-    noisy = ["--noise_scp", corpus / "wav.scp", "--noise_apply_prob", 1.0]
-    assert run(1.0, 3, noisy)[1] > 2 * one_epoch
+    effects = {"data_aug_effects": [[1.0, "polarity_inverse", {}]], "data_aug_prob": 0.5}
+    assert run(1.0, 3, preprocessor_conf={"fs": 16000, **effects})[1] > 2 * one_epoch
 
 
 def test_cache_in_files(train, exp, together, monkeypatch):
