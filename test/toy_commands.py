@@ -138,12 +138,18 @@ OUTPUTS = {
             *("--model_file", "enh/valid.loss.best.pth", "--train_config", "enh/config.yaml"),
             *("--data_path_and_name_and_type", "data/wav.scp,speech_mix,sound"),
         ],
-        [1, 8000],
+        [3000, 8000],
     ),
     "enhanced files": (
         lambda commands: [
             *("enhance", "--model", "enh", "data/wav.scp", "--out", "out", "--skip_existing"),
             *("--format", "flac"),
+        ],
+        [3000, 9000],
+    ),
+    "data directory": (
+        lambda commands: [
+            *("format_data", "--src", "data", "--out", "out", "--sampling_rate", "16000"),
         ],
         [1, 9000],
     ),
