@@ -40,6 +40,7 @@ ENDS = {
     "SIGTERM": (os.kill, signal.SIGTERM, 143),
     "Ctrl-C": (os.killpg, signal.SIGINT, 130),
 }
+OUTCOME = "went on; results identical"
 # What tells of a run, not its results: logs, times, records of the command, what shows a training.
 TELLS = re.compile(
     r".*\.log|.*/log/.*|.*/log|.*/(stages\.tsv|report\.html)|.*/tensorboard/.*|.*\.png"
@@ -165,7 +166,7 @@ def test_each_stage_killed_at_random_moments(broken, tried):
             print(f"stage {stage}, of {lasts:.2f} s: {name} after {after:.2f} s")
             begun = time.monotonic()
             if kill(broken.start(stage), name, after):
-                tried(f"{broken.task}, stage {stage}: {name}", "went on; results identical")
+                tried(f"{broken.task}, stage {stage}: {' or '.join(ENDS)}", OUTCOME)
             else:  # it had more to keep than to do
                 lasts = time.monotonic() - begun
         broken.finish(stage)
@@ -190,7 +191,7 @@ def test_killed_before_a_file_operation(commands, name, request, tried):
         done = commands.run(*args)
         assert done.returncode == 0, f"operation {number}:\n{done.stderr}"
         assert differences(results(commands.folder, ["out"]), unbroken) == {}, number
-        tried(f"{name}: killed before one of its {count} file operations", "went on; identical")
+        tried(f"{name}: killed before one of its {count} file operations", OUTCOME)
     shutil.rmtree(commands.folder / "out")
 
 
