@@ -72,22 +72,19 @@ class Broken:
         for name in ("data", "dump", "exp") if first == 1 else ("exp",):
             shutil.rmtree(recipe.dir / name)
 
-    def start(self, stage: int) -> subprocess.Popen:
-        """Start one stage of the recipe."""
+    def start(self, stage: int | None = None) -> subprocess.Popen:
+        """Start one stage of the recipe; None: all."""
+        stages = () if stage is None else ("--stage", str(stage), "--stop_stage", str(stage))
         return subprocess.Popen(
-            [
-                self.recipe.dir / "run.sh",
-                *self.options,
-                *("--stage", str(stage), "--stop_stage", str(stage)),
-            ],
+            [self.recipe.dir / "run.sh", *self.options, *stages],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
 
-    def finish(self, stage: int) -> None:
-        """Run one stage to its end."""
+    def finish(self, stage: int | None = None) -> None:
+        """Run one stage to its end; None: all."""
         run = self.start(stage)
         output, error = run.communicate(timeout=300)
         assert run.returncode == 0, output + error
@@ -131,13 +128,20 @@ def digest(path: Path) -> str:
             state = [state[name] for name in ("model", "optimizers", "schedulers")]
         content = b"".join(plain(state))
     elif path.name == "RESULTS.md":
-        rows = [line for line in path.read_text().splitlines() if line.startswith("|")]
-        content = "\n".join(rows).encode()
+        content = "".join(table_cells(path.read_text())).encode()
     elif path.name == "config.yaml":
         content = re.sub(rb"(?m)^(resume|ngpu): .*$", b"", path.read_bytes())
     else:
         content = path.read_bytes()
     return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def table_cells(text: str) -> Iterator[str]:
+    """Yield the cells of a page's tables, but those of times."""
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", text):
+        rows = [[cell.strip() for cell in row.split("|")] for row in table.splitlines()]
+        for row in rows:
+            yield from (c for name, c in zip(rows[0], row, strict=True) if name != "minutes")
 
 
 def plain(state: object) -> Iterator[bytes]:
@@ -171,6 +175,9 @@ def test_each_stage_killed_at_random_moments(broken, tried):
                 lasts = time.monotonic() - begun
         broken.finish(stage)
     assert differences(results(broken.recipe.dir), broken.unbroken) == {}
+    if broken.kills > 3:
+        broken.finish()
+        assert differences(results(broken.recipe.dir), broken.unbroken) == {}
 
 
 @pytest.mark.parametrize("name", ["training", "heads", "enhanced files", "data directory"])
