@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fault_table import write_fault_table
 
 ROOT = Path(__file__).resolve().parents[1]
 FORK_SERVER = ROOT / "egs" / "TEMPLATE" / "scripts" / "fork_server.py"
@@ -25,6 +26,20 @@ def pytest_collection_modifyitems(config, items):
             for item in items:
                 if item.get_closest_marker(mark):
                     item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--faults"):
+        return
+    reports = {
+        outcome: [
+            report
+            for report in terminalreporter.stats.get(outcome, [])
+            if report.nodeid.startswith("test/faults/")
+        ]
+        for outcome in ("passed", "failed", "error")
+    }
+    write_fault_table(reports["passed"], [*reports["failed"], *reports["error"]])
 
 
 @pytest.fixture(scope="session")

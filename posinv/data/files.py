@@ -92,7 +92,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in folder.glob(".*"):
         _, pid, *name = path.name.split(".", 2)
-        if name and pid.isdecimal() and not Path("/proc", pid).exists():
+        if name and pid.isdecimal() and _has_ended(pid):
             path.unlink()
 
 
@@ -131,8 +131,16 @@ def _remove_leftovers(parent: Path, prefix: str) -> None:
     """Remove the temporary folders of processes of this host that have been killed."""
     for path in parent.iterdir():
         pid = path.name.removeprefix(prefix).partition(".")[0]
-        if path.name.startswith(prefix) and pid.isdecimal() and not Path("/proc", pid).exists():
+        if path.name.startswith(prefix) and pid.isdecimal() and _has_ended(pid):
             shutil.rmtree(path)
+
+
+def _has_ended(pid: str) -> bool:
+    try:
+        stat = Path("/proc", pid, "stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(") ")[2].startswith(("Z", "X"))  # a killed one that waits for its parent
 
 
 def file_digest(*paths: os.PathLike[str] | str) -> str:

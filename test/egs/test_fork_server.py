@@ -171,3 +171,18 @@ def test_it_ends_with_its_owner(tmp_path):
     owner.kill()
     owner.wait()
     wait_for(lambda: not folder.exists(), 120)
+
+
+def test_callers_that_are_killed_or_ended_at_once(python, fork_server, module):
+    """At any moment of a fork's beginning; the server stays."""
+    name = module("import time; time.sleep(60)")
+    for i in range(60):
+        caller = subprocess.Popen([python, "-m", name], stderr=subprocess.DEVNULL)
+        time.sleep(0.03 + i / 1000)
+        caller.send_signal((signal.SIGKILL, signal.SIGTERM)[i % 2])
+        caller.wait(20)
+    assert (fork_server / "socket").exists()
+    done = subprocess.run([python, "-m", module("print('on')")], capture_output=True, text=True)
+    assert done.stdout == "on\n"
+    server = ["pgrep", "--full", f"fork_server.py start {fork_server}"]
+    wait_for(lambda: len(subprocess.run(server, capture_output=True).stdout.split()) == 1)

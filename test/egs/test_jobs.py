@@ -139,9 +139,9 @@ def test_a_job_ends_with_the_run(jobs, end):
     wait_for(lambda: (jobs.folder / "begun").exists() or process.poll() is not None, 60)
     process.send_signal(getattr(signal, end, signal.SIGKILL))
     status = {"SIGTERM": 143, "SIGHUP": 129}.get(end, -9)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == status, error
+    assert process.wait(timeout=60) == status
     if status != -9:
+        error = process.stderr.read()
         assert error == f"error: ended by {end}; the same command goes on from here\n"
     assert (jobs.folder / "exp/.lock").is_symlink() == (status == -9)
     if end == "next run":

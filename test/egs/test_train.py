@@ -63,10 +63,12 @@ def test_another_training_is_refused(train, args, difference):
 
 def test_more_epochs_go_on(train):
     assert train().returncode == 0
+    (train.folder / "exp/x/model").mkdir()  # exported after the first epochs
     more = train("--conf", "max_epoch: 3")
     assert more.returncode == 0, more.stderr
     assert "exp/x: max_epoch has grown to 3: the training goes on" in more.stdout
     assert "exp/x: resuming" in more.stdout
+    assert not (train.folder / "exp/x/model").exists()
     assert (train.folder / "runs").read_text() == "run\nrun\n"
     assert "finished already" in train("--conf", "max_epoch: 3").stdout
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_table import AREAS
 from hypothesis import HealthCheck, settings
+from toy_commands import Commands
 
 from posinv.data.audio import write_audio
 from posinv.data.directory import DataDir
@@ -75,6 +77,12 @@ def corpus(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory, corpus, python):
+    """posinv's commands in a folder with what they need."""
+    return Commands(tmp_path_factory.mktemp("commands"), python, corpus)
+
+
 @pytest.fixture
 def tried(record_property):
     """Note for the table of --faults what was tried, what came of it, and how often."""
@@ -83,3 +91,11 @@ def tried(record_property):
         record_property("tried", (what, outcome, times))
 
     return note
+
+
+@pytest.fixture(autouse=True)
+def note_random_inputs(request, tried):
+    """Note how many inputs hypothesis draws for a test."""
+    if getattr(request.function, "is_hypothesis_test", False):
+        what = request.function.__name__.removeprefix("test_").replace("_", " ")
+        tried(f"random inputs: {what}", AREAS[request.path.stem][1], settings().max_examples)

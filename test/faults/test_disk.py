@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
-from tiny_ssl import TINY_SSL
-from transformers import HubertConfig, HubertModel
+from toy_commands import OUTPUTS, tiny_ssl
 
 from posinv.bin.train_sentencepiece import main as train_sentencepiece
 from posinv.corpora.noisy import Mixing, mix_noise
@@ -104,15 +102,10 @@ def test_output_file_says_what_libsndfile_does_not(tmp_path):
 # ----------------------------------------------------------------------------------- folders
 
 
-def ssl_model():
-    torch.manual_seed(0)
-    return HubertModel(HubertConfig(**TINY_SSL))
-
-
 FOLDERS = {
     "format_data": lambda corpus, out: format_data(corpus, out, RATE, nj=2),
     "mix_noise": lambda corpus, out: mix_noise(corpus, out, Mixing(["white"], [10.0], 0, "x")),
-    "SSL model": lambda corpus, out: save_pretrained(ssl_model(), out, normalize=False),
+    "SSL model": lambda corpus, out: save_pretrained(tiny_ssl(), out, normalize=False),
 }
 
 
@@ -167,164 +160,33 @@ def test_what_a_killed_training_left_is_removed(tmp_path):
     }
 
 
-# ------------------------------------------------------------------- trainings and what follows
-
-LIMITED = """
-import resource, runpy, sys
-size, module = sys.argv[1:3]
-if int(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), resource.RLIM_INFINITY))
-del sys.argv[:2]
-runpy.run_module(module, run_name="__main__", alter_sys=True)
-"""
-TRAINING = {
-    **{"optim": "sgd", "max_epoch": 2, "batch_type": "sorted", "batch_size": 2},
-    **{"num_workers": 0, "use_matplotlib": False, "use_tensorboard": False},
-}
-ENH = {
-    **TRAINING,
-    **{"encoder": "same", "decoder": "same", "separator": "demucs"},
-    "separator_conf": {"hidden": 8, "depth": 2, "resample": 1, "causal": True},
-    "criterions": [
-        {"name": "l1_td", "conf": {}, "wrapper": "fixed_order", "wrapper_conf": {"weight": 1.0}}
-    ],
-    "best_model_criterion": [["valid", "loss", "min"]],
-}
-HEAD = {
-    **TRAINING,
-    **{"normalize": None, "preencoder": "linear", "encoder": "blstm"},
-    "preencoder_conf": {"input_size": 32, "output_size": 8},
-    "encoder_conf": {"hidden_size": 8, "num_layers": 1, "dropout": 0.0},
-    "model_conf": {"ctc_weight": 1.0, "report_wer": False},
-    "best_model_criterion": [["valid", "cer_ctc", "min"]],
-}
-
-
-def of_both(*entries):
-    """Return the options of data for training and validation."""
-    return [
-        word
-        for part in ("train", "valid")
-        for word in (
-            *(x for e in entries for x in (f"--{part}_data_path_and_name_and_type", f"data/{e}")),
-            *(f"--{part}_shape_file", "data/utt2num_samples"),
-        )
-    ]
-
-
-class Commands:
-    """posinv's commands in a folder, which has data and configurations."""
-
-    def __init__(self, folder, python):
-        self.folder, self.python = folder, python
-
-    def start(self, size, name, *args):
-        return subprocess.Popen(
-            [*self.python, "-m", "limited", str(size), f"posinv.bin.{name}", *map(str, args)],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, size, name, *args):
-        """Run a command whose files have at most ``size`` bytes (0: any)."""
-        process = self.start(size, name, *args)
-        output, error = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(args, process.returncode, output, error)
-
-    def enh_train(self, out, **changes):
-        config = self.folder / f"{out}.yaml"
-        config.write_text(yaml.safe_dump({**ENH, **changes}))
-        return [
-            *("enh_train", "--config", config, "--output_dir", out, "--resume", "true"),
-            *of_both("wav.scp,speech_mix,sound", "wav.scp,speech_ref1,sound"),
-        ]
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory, corpus, python):
-    folder = tmp_path_factory.mktemp("commands")
-    (folder / "limited.py").write_text(LIMITED)
-    format_data(corpus, folder / "data", RATE)
-    ssl_model().save_pretrained(folder / "ssl")
-    (folder / "head.yaml").write_text(yaml.safe_dump(HEAD))
-    letters = sorted(set("one two"))
-    tokens = ["<blank>", "<unk>", *("<space>" if x == " " else x for x in letters), "<sos/eos>"]
-    (folder / "tokens").write_text("\n".join(tokens) + "\n")
-    commands = Commands(folder, python)
-    done = commands.run(0, *commands.enh_train("enh"))
-    assert done.returncode == 0, done.stderr
-    done = commands.run(0, *heads_train("heads"))
-    assert done.returncode == 0, done.stderr
-    return commands
-
-
-def heads_train(out):
-    return [
-        *("heads_train", "--head", f"{out}/head", "--config", "head.yaml", "--all"),
-        *("--token_type", "char", "--token_list", "tokens", "--resume", "true"),
-        *("--frontend", "ssl", "--frontend_conf", "ssl=ssl"),
-        *of_both("wav.scp,speech,sound", "text,text,text"),
-    ]
-
-
-# A command, its output "{out}", and sizes of files that are too small for it.
-OUTPUTS = {
-    "training": (lambda c: c.enh_train("{out}"), [3000, 9000]),
-    "heads": (lambda c: heads_train("{out}"), [6000, 9000]),
-    "enhanced sets": (
-        lambda c: [
-            *("enh_inference", "--fs", "16000", "--output_dir", "{out}", "--model_file"),
-            *("enh/valid.loss.best.pth", "--train_config", "enh/config.yaml"),
-            *("--data_path_and_name_and_type", "data/wav.scp,speech_mix,sound"),
-        ],
-        [1, 8000],
-    ),
-    "posinv-enhance": (
-        lambda c: [
-            "enhance",
-            "--model",
-            "enh",
-            "data/wav.scp",
-            "--out",
-            "{out}",
-            "--format",
-            "flac",
-        ],
-        [1, 9000],
-    ),
-    "decodes": (
-        lambda c: [
-            *("ctc_inference", "--heads", "heads/head", "--wav_scp", "data/wav.scp"),
-            *("--out", "{out}/text"),
-        ],
-        [1],
-    ),
-    "export": (lambda c: ["export", "--exp", "enh", "--out", "{out}"], [1, 3000]),
-    "cache_dir": (lambda c: [*heads_train("{out}"), "--cache_dir", "{out}"], [3000]),
-}
+# ---------------------------------------------------------------------------------- commands
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_a_command_that_finds_no_room(commands, name, tried):
     make, sizes = OUTPUTS[name]
+    out = commands.folder / "out"
     for size in sizes:
-        out = f"{name} {size}".replace(" ", "_")
-        args = [str(word).replace("{out}", out) for word in make(commands)]
-        done = commands.run(size, *args)
+        args = make(commands)
+        done = commands.run(*args, size=size)
         assert done.returncode == 1, done.stderr
         assert "Traceback" not in done.stderr
-        line = done.stderr.splitlines()[-1]
+        line = one_line(done)
         assert line.startswith(f"{args[0]}: error: ") and WHY in line, line
-        assert out in line and ("make room" in line)
-        cut = whole_files(commands.folder / out)
-        again = commands.run(0, *args, *(["--overwrite"] if args[0] == "enhance" else []))
+        assert "out" in line and "make room" in line
+        cut = whole_files(out)
+        again = commands.run(*args)
         assert again.returncode == 0, again.stderr
-        after = whole_files(commands.folder / out)
-        if args[0] != "enh_inference":  # whose parts are whole when they are "done"
-            assert cut.items() <= after.items()
+        if name != "enhanced sets":  # whose parts are whole when they are "done"
+            assert cut.items() <= whole_files(out).items()
+        shutil.rmtree(out)
         tried(f"no room for {name}", "one line; nothing cut short; went on")
+
+
+def one_line(done):
+    """Return the last line of standard error, but for the number of operations."""
+    return [line for line in done.stderr.splitlines() if not line.endswith(" operations")][-1]
 
 
 def whole_files(folder):
@@ -339,14 +201,14 @@ def test_audio_that_vanishes(commands, workers, tmp_path, tried):
     gone = next((commands.folder / "data").rglob("*.flac"))
     gone.rename(tmp_path / "gone")
     try:
-        done = commands.run(0, *commands.enh_train(f"gone{workers}", num_workers=workers))
+        done = commands.run(*commands.enh_train(f"gone{workers}", num_workers=workers))
     finally:
         shutil.move(tmp_path / "gone", gone)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    line = done.stderr.splitlines()[-1]
+    line = one_line(done)
     assert line.startswith("enh_train: error: ") and gone.name in line, line
     assert "restore it, or make the data again" in line
-    done = commands.run(0, *commands.enh_train(f"gone{workers}", num_workers=workers))
+    done = commands.run(*commands.enh_train(f"gone{workers}", num_workers=workers))
     assert done.returncode == 0, done.stderr
     tried("audio that vanishes under a training", "one line; went on")
 
@@ -354,7 +216,7 @@ def test_audio_that_vanishes(commands, workers, tmp_path, tried):
 def test_a_data_loading_process_that_dies(commands, fork_server, tried):
     """It is noticed at once, and said in one line."""
     args = commands.enh_train("killed", num_workers=1, max_epoch=1000)
-    process = commands.start(0, *args)
+    process = commands.start(*args)
     deadline = time.monotonic() + 60
     while not (workers := grandchildren(fork_server)):
         assert time.monotonic() < deadline
@@ -368,9 +230,9 @@ def test_a_data_loading_process_that_dies(commands, fork_server, tried):
                 workers = grandchildren(fork_server)  # each epoch has its own
         time.sleep(0.01)
         assert time.monotonic() < begun + 60
-    error = process.communicate()[1]
-    assert process.returncode == 1 and "Traceback" not in error, error
-    line = error.splitlines()[-1]
+    done = subprocess.CompletedProcess(args, process.returncode, *process.communicate())
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    line = one_line(done)
     assert line.startswith("enh_train: error: DataLoader worker (pid") and "num_workers" in line
     tried("a data-loading process killed", f"one line within {time.monotonic() - begun:.0f} s")
 

@@ -11,21 +11,33 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from toy_commands import OUTPUTS, tiny_ssl
 from toy_recipes import Recipe, copy_recipes
 
 SEED = int(os.environ.get("POSINV_FAULT_SEED", 0))
 DATA = ("--local_data_opts", "--minutes 0.4 --dev_minutes 0.1 --test_minutes 0.1")
+OPTIONS = (*DATA, "--token_sets", "train dev test", "--ssl_units", "10")
+# A recipe, and the stages that are killed; stages before them run unbroken.
+SHORT_PARTS = [("enh1", 1, 9), ("ssft1", 5, 7)]
+LONG_PARTS = [("enh1", 1, 5), ("enh1", 6, 9), ("ssft1", 1, 4), ("ssft1", 5, 7)]
 TASKS = {
     "enh1": ("--criteria", "ssl_mse", "--test_conditions", "clean seen"),
-    "ssft1": ("--methods", "mse", "--pr_lrs", "2e-3 3e-3", "--qbe", "true"),
+    "ssft1": ("--methods", "mse"),
 }
-OPTIONS = (*DATA, "--token_sets", "train dev test", "--ssl_units", "10", "--inference_nj", "2")
-STAGES = {"enh1": 9, "ssft1": 7}
+LONG = {
+    "enh1": ("--inference_nj", "2"),
+    "ssft1": ("--inference_nj", "2", "--pr_lrs", "2e-3 3e-3", "--qbe", "true"),
+}
+# The short form doesn't pretrain, and kills what ssft1 has of its own.
+SHORT = {
+    "enh1": ("--ssl_model", "../ssl"),
+    "ssft1": ("--ssl_model", "../ssl", "--pr_lrs", "2e-3"),
+}
 # How a run is ended, and its exit status.
 ENDS = {
     "SIGKILL": (os.kill, signal.SIGKILL, -9),
@@ -33,45 +45,74 @@ ENDS = {
     "SIGTERM": (os.kill, signal.SIGTERM, 143),
     "Ctrl-C": (os.killpg, signal.SIGINT, 130),
 }
+OUTCOME = "went on; results identical"
 # What tells of a run, not its results: logs, times, records of the command, what shows a training.
 TELLS = re.compile(
-    r".*\.log|.*/log/.*|stages\.tsv|report\.html|.*/tensorboard/.*|.*\.png|.*/images/.*"
-    r"|(.*/)?\.lock.*"
+    r".*\.log|.*/log/.*|.*/log|.*/(stages\.tsv|report\.html)|.*/tensorboard/.*|.*\.png"
+    r"|(.*/)?\.lock.*|(.*/)?\.\d+\..*"  # and what a killed process was writing
 )
 
 
-@pytest.fixture(scope="module", params=list(TASKS))
-def broken(request, tmp_path_factory, fork_server, ctrl_c):
-    """A recipe with what its unbroken run left, which is taken away, and how long a stage took."""
-    top = tmp_path_factory.mktemp("kills")
-    copy_recipes(top, max_epoch=2)
-    recipe = Recipe(top, f"mini/{request.param}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSINV_FORK_SERVER", str(fork_server))
-        wait_for((fork_server / "socket").exists, 300)
-        seconds = []
-        for stage in range(1, STAGES[request.param] + 1):
+class Broken:
+    """A recipe whose runs are killed.
+
+    Attributes:
+        kills: how many in each of these stages.
+        seconds: how long each lasted in an unbroken run.
+        unbroken: what that run left, which has been removed.
+    """
+
+    def __init__(self, recipe: Recipe, first: int, last: int, faults: bool) -> None:
+        self.recipe, self.task = recipe, recipe.dir.name
+        self.options = (*OPTIONS, *TASKS[self.task], *(LONG if faults else SHORT)[self.task])
+        self.kills = 7 if faults else 1 if first == 1 else 3
+        self.seconds = {}
+        for stage in range(1, last + 1):
             begun = time.monotonic()
-            done = start(recipe, stage)
-            output, error = done.communicate(timeout=300)
-            assert done.returncode == 0, output + error
-            seconds.append(time.monotonic() - begun)
-        unbroken = results(recipe.dir)
-        for name in ("data", "dump", "exp"):
-            shutil.rmtree(recipe.dir / name)
-        yield recipe, unbroken, seconds
+            self.finish(stage)
+            if stage >= first and (faults or stage != 4):
+                self.seconds[stage] = time.monotonic() - begun
+        self.unbroken = results(recipe.dir)
+        if first == 1:
+            shutil.rmtree(recipe.dir / "data")
+            shutil.rmtree(recipe.dir / "dump")
+            shutil.rmtree(recipe.dir / "exp")
+        else:
+            shutil.rmtree(recipe.dir / "exp/seed1")
+
+    def start(self, stage: int) -> subprocess.Popen:
+        """Start one stage of the recipe."""
+        stages = ("--stage", str(stage), "--stop_stage", str(stage))
+        return subprocess.Popen(
+            [self.recipe.dir / "run.sh", *self.options, *stages],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, stage: int) -> None:
+        """Run one stage to its end."""
+        run = self.start(stage)
+        output, error = run.communicate(timeout=300)
+        assert run.returncode == 0, output + error
 
 
-def start(recipe: Recipe, stage: int) -> subprocess.Popen:
-    """Start one stage of the recipe."""
-    options = (*OPTIONS, *TASKS[recipe.dir.name], "--stage", stage, "--stop_stage", stage)
-    return subprocess.Popen(
-        [recipe.dir / "run.sh", *map(str, options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def pytest_generate_tests(metafunc):
+    if "part" in metafunc.fixturenames:
+        parts = LONG_PARTS if metafunc.config.getoption("--faults") else SHORT_PARTS
+        metafunc.parametrize("part", parts, ids=lambda part: "{} {}-{}".format(*part))
+
+
+@pytest.fixture
+def broken(part, request, tmp_path, fork_server, ctrl_c, monkeypatch):
+    task, first, last = part
+    monkeypatch.setenv("POSINV_FORK_SERVER", str(fork_server))
+    wait_for((fork_server / "socket").exists, 300)
+    copy_recipes(tmp_path, max_epoch=2)
+    tiny_ssl().save_pretrained(tmp_path / "egs/mini/ssl")
+    recipe = Recipe(tmp_path, f"mini/{task}")
+    return Broken(recipe, first, last, request.config.getoption("--faults"))
 
 
 def wait_for(condition, seconds=30):
@@ -82,11 +123,11 @@ def wait_for(condition, seconds=30):
 
 
 # ------------------------------------------------------------------------------ what is compared
-def results(folder: Path) -> dict[str, str]:
+def results(folder: Path, names: Sequence[str] = ("data", "dump", "exp")) -> dict[str, str]:
     """Return a digest of each file that a run leaves, by its path."""
     return {
         str(path.relative_to(folder)): digest(path)
-        for name in ("data", "dump", "exp")
+        for name in names
         for path in (folder / name).rglob("*")
         if path.is_symlink() or path.is_file()
         if not TELLS.fullmatch(str(path.relative_to(folder)))
@@ -102,13 +143,20 @@ def digest(path: Path) -> str:
             state = [state[name] for name in ("model", "optimizers", "schedulers")]
         content = b"".join(plain(state))
     elif path.name == "RESULTS.md":
-        rows = [line for line in path.read_text().splitlines() if line.startswith("|")]
-        content = "\n".join(rows).encode()
+        content = "".join(table_cells(path.read_text())).encode()
     elif path.name == "config.yaml":
         content = re.sub(rb"(?m)^(resume|ngpu): .*$", b"", path.read_bytes())
     else:
         content = path.read_bytes()
     return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def table_cells(text: str) -> Iterator[str]:
+    """Yield the cells of a page's tables, but those of times."""
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", text):
+        rows = [[cell.strip() for cell in row.split("|")] for row in table.splitlines()]
+        for row in rows:
+            yield from (c for name, c in zip(rows[0], row, strict=True) if name != "minutes")
 
 
 def plain(state: object) -> Iterator[bytes]:
@@ -127,23 +175,43 @@ def plain(state: object) -> Iterator[bytes]:
 
 
 # --------------------------------------------------------------------------------------- kills
-def test_each_stage_killed_at_random_moments(broken, request, tried):
-    recipe, unbroken, seconds = broken
-    kills = 7 if request.config.getoption("--faults") else 1
-    draw = random.Random(f"{SEED} {recipe.dir.name}")
-    print(f"moments of {recipe.dir.name} drawn by POSINV_FAULT_SEED={SEED}")
-    for stage, lasts in enumerate(seconds, 1):
-        for _ in range(kills):
+def test_each_stage_killed_at_random_moments(broken, tried):
+    draw = random.Random(f"{SEED} {broken.task}")
+    print(f"moments of {broken.task} drawn by POSINV_FAULT_SEED={SEED}")
+    for stage, lasts in broken.seconds.items():
+        for _ in range(broken.kills):
             name = draw.choice(list(ENDS))
             after = draw.uniform(0, lasts)
-            how = f"stage {stage}, which takes {lasts:.2f} s, {name} after {after:.2f} s"
-            print(how)
-            if kill(start(recipe, stage), name, after):
-                tried(f"`{recipe.dir.name}`, stage {stage}: {name}", "went on; results identical")
-        done = start(recipe, stage)
-        output, error = done.communicate(timeout=300)
-        assert done.returncode == 0, how + "\n" + output + error
-    assert differences(results(recipe.dir), unbroken) == {}
+            print(f"stage {stage}, of {lasts:.2f} s: {name} after {after:.2f} s")
+            begun = time.monotonic()
+            if kill(broken.start(stage), name, after):
+                tried(f"{broken.task}, stage {stage}: {' or '.join(ENDS)}", OUTCOME)
+            else:  # it had more to keep than to do
+                lasts = time.monotonic() - begun
+        broken.finish(stage)
+    assert differences(results(broken.recipe.dir), broken.unbroken) == {}
+
+
+@pytest.mark.parametrize("name", ["training", "heads", "enhanced files", "data directory"])
+def test_killed_before_a_file_operation(commands, name, request, tried):
+    """Such as between the two checkpoint files of an epoch, or before a file gets its name."""
+    args = OUTPUTS[name][0](commands)
+    done = commands.run(*args)
+    assert done.returncode == 0, done.stderr
+    [count] = re.findall(r"^(\d+) operations$", done.stderr, re.M)
+    unbroken = results(commands.folder, ["out"])
+    numbers = range(1, int(count) + 1)
+    if not request.config.getoption("--faults"):
+        numbers = random.Random(f"{SEED} {name}").sample(numbers, 3)
+    for number in numbers:
+        shutil.rmtree(commands.folder / "out")
+        done = commands.run(*args, operation=number)
+        assert done.returncode == -9, done.stderr
+        done = commands.run(*args)
+        assert done.returncode == 0, f"operation {number}:\n{done.stderr}"
+        assert differences(results(commands.folder, ["out"]), unbroken) == {}, number
+        tried(f"{name}: killed before one of its {count} file operations", OUTCOME)
+    shutil.rmtree(commands.folder / "out")
 
 
 def kill(run: subprocess.Popen, name: str, after: float) -> bool:

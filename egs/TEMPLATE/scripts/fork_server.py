@@ -137,6 +137,8 @@ def _serve(path: Path, owner: int) -> None:
                 caller = listener.accept()[0]
                 caller.settimeout(None)
                 job, descriptors = _receive(caller)
+                # A fork must not end by the server's handlers: it would remove the server's folder.
+                signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
                 if not _is_ours(job):
                     caller.close()
                 elif fork := os.fork():
@@ -147,6 +149,7 @@ def _serve(path: Path, owner: int) -> None:
                     for connection in (listener, caller, *callers.values()):
                         connection.close()
                     _run(job, descriptors)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
                 for descriptor in descriptors:
                     os.close(descriptor)
             _look_at_forks(callers)
@@ -154,11 +157,12 @@ def _serve(path: Path, owner: int) -> None:
 
 def _receive(caller: socket.socket) -> tuple[dict, list[int]]:
     """Return a job, and descriptors of its input and output."""
-    head, descriptors, _, _ = socket.recv_fds(caller, 8, 3)
+    descriptors: list[int] = []
     try:
+        head, descriptors, _, _ = socket.recv_fds(caller, 8, 3)
         message = caller.makefile("rb").read(*struct.unpack("Q", head))
         return json.loads(message), descriptors
-    except (struct.error, ValueError):
+    except (OSError, struct.error, ValueError):
         return {}, descriptors  # the caller has been killed
 
 
@@ -187,13 +191,18 @@ def _look_at_forks(callers: dict[int, socket.socket]) -> None:
             caller.close()
             del callers[fork]
             continue
-        with suppress(BlockingIOError):
-            if not caller.recv(1):
-                _send_signal(fork, signal.SIGKILL)
+        try:
+            waits = caller.recv(1)
+        except BlockingIOError:
+            continue
+        except ConnectionResetError:  # killed before it read what it was told
+            waits = b""
+        if not waits:
+            _send_signal(fork, signal.SIGKILL)
 
 
 def _tell(caller: socket.socket, number: int) -> None:
-    with suppress(BrokenPipeError):  # the caller has been killed
+    with suppress(OSError):  # the caller has been killed
         caller.sendall(f"{number}\n".encode())
 
 
@@ -240,6 +249,7 @@ def _become(job: dict, descriptors: list[int]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number in job["ignored"]:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
     os.chdir(job["folder"])

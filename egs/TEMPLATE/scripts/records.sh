@@ -59,11 +59,11 @@ check_systems() {
 
 # same_training DIR RECORD: end with an error that names what differs, if RECORD is of another training
 # than the one DIR was made by; only --max_epoch may have grown, or the list of heads have changed,
-# which resumes it.
+# which resumes it; what was exported of it is removed.
 same_training() {
     [ "$(cat "$1/run.sh")" != "$2" ] || return 0
     "$python" -m posinv.bin.compare_trainings --dir "$1" --record "$2" || exit 1
-    rm -f "$1/finished"
+    rm -rf "$1/finished" "$1/model"
 }
 
 # keep_record DIR RECORD INPUT ...: write DIR/run.sh, and copies of the YAML files among the inputs.

@@ -1,5 +1,8 @@
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -348,6 +351,45 @@ def test_map_parallel_keeps_order_and_raises(nj):
 
     with pytest.raises(InputError, match="bad 0"):
         list(map_parallel(refuse, range(3), nj))
+
+
+def test_map_parallel_says_that_a_process_was_killed():
+    """Such as for memory; it must not wait for ever."""
+
+    def die(x):
+        if x == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    with pytest.raises(InputError, match=r"one of --nj 2 processes was killed"):
+        list(map_parallel(die, range(60), 2))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_map_parallel_leaves_no_process(tmp_path, number):
+    """However its own process ends."""
+    script = """
+import os, sys, time
+from posinv.bin.cli import run
+from posinv.data.parallel import map_parallel
+
+def work(_):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+run(lambda: list(map_parallel(work, range(2), 2)))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    workers = [process.stdout.readline().strip() for _ in range(2)]
+    process.send_signal(number)
+    process.wait(20)
+    process.stdout.close()
+    for worker in workers:
+        stat = Path("/proc", worker, "stat")
+        deadline = time.monotonic() + 10
+        while stat.exists() and stat.read_text().rpartition(") ")[2][0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_map_parallel_needs_a_process():
