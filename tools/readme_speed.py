@@ -73,6 +73,21 @@ def enh() -> str:
     return markdown_table([*header, "x posinv"], rows)
 
 
+def superb() -> str:
+    """Return the table of the times of an update of SUPERB's heads."""
+    rows = [
+        [
+            f"{row['phoneme_heads']} PR, {row['word_heads']} ASR",
+            row["cache"],
+            *(figure(row[key], digits=2) for key in ("update_s", "separate_s")),
+            figure(row["times"]),
+        ]
+        for row in read("superb_cpu.csv")
+    ]
+    header = ["heads", "layers cached", "at once, s", "one by one, s", "one by one / at once"]
+    return markdown_table(header, rows)
+
+
 def main() -> None:
     """Run the command."""
     body = (
@@ -84,7 +99,9 @@ def main() -> None:
         " ([ssft_hubert_cpu.csv](results/ssft_hubert_cpu.csv),"
         f" [ssft_wavlm_cpu.csv](results/ssft_wavlm_cpu.csv)):\n\n{ssft()}\n"
         "An update of SE fine-tuning, master64 through HuBERT-Base, one utterance of 12 s"
-        f" ([enh_hubert_cpu.csv](results/enh_hubert_cpu.csv)):\n\n{enh()}"
+        f" ([enh_hubert_cpu.csv](results/enh_hubert_cpu.csv)):\n\n{enh()}\n"
+        "An update of SUPERB's heads on HuBERT-Base, 8 utterances of 2 s"
+        f" ([superb_cpu.csv](results/superb_cpu.csv)):\n\n{superb()}"
     )
     write_results(ROOT / "tools" / "README.md", "Tools", body)
 
