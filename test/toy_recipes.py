@@ -14,15 +14,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def toy(updates: int) -> dict[str, dict[str, Any]]:
     """Return what changes in conf/small for trainings of so many updates (3 in an epoch)."""
-    head = {
-        "preencoder_conf": {"input_size": 32, "output_size": 16},
-        "encoder_conf": {"hidden_size": 16},
+    short = {
         "scheduler_conf": {"warmup_steps": 1, "total_steps": updates},
         "num_iters_per_epoch": 3,
     }
+    head = {
+        "preencoder_conf": {"input_size": 32, "output_size": 16},
+        "encoder_conf": {"hidden_size": 16},
+        **short,
+    }
     return {
-        "ssl": {"ssl_conf": TINY_SSL},
-        "enh": {"separator_conf": {"hidden": 4, "depth": 2}},
+        "ssl": {"ssl_conf": TINY_SSL, **short},
+        "enh": {"separator_conf": {"hidden": 4, "depth": 2}, **short},
         "finetune": {"num_iters_per_epoch": 3},
         "ssft": {
             "model_conf": {"projection_size": 16},

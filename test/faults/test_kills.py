@@ -144,6 +144,8 @@ def digest(path: Path) -> str:
         content = b"".join(plain(state))
     elif path.name == "RESULTS.md":
         content = "".join(table_cells(path.read_text())).encode()
+    elif path.name == "README.md":  # a model's card
+        content = re.sub(rb"(?m)^- date: .*$", b"", path.read_bytes())
     elif path.name == "config.yaml":
         content = re.sub(rb"(?m)^(resume|ngpu): .*$", b"", path.read_bytes())
     else:

@@ -34,12 +34,19 @@ parse_options "$@"
 # 4 by 61, 45, 27, 16 and 9 % of their distance.
 layer=1
 
+# Bash hears of a signal when a command in the foreground has ended.
+run=
+trap '[ -z "$run" ] || { kill "$run"; wait "$run"; }; exit 143' HUP INT TERM
+
 enh() {  # enh DIR [OPTION VALUE ...]
     local dir=$1 more=()
     shift
     mapfile -t more < <(xargs -r printf '%s\n' <<< "$enh_opts")
     ./enh.sh --criteria "$criteria" --seeds "$seeds" --head_data clean --asr_token_type char \
-        "${more[@]}" --expdir "$expdir/$dir" "$@"
+        "${more[@]}" --expdir "$expdir/$dir" "$@" &
+    run=$!
+    wait "$run"
+    run=
 }
 
 enh common --stop_stage 5 --skip_stages 4
