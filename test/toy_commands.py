@@ -134,7 +134,7 @@ OUTPUTS = {
     "heads": (lambda commands: heads_train("out"), [6000, 9000]),
     "enhanced sets": (
         lambda commands: [
-            *("enh_inference", "--fs", "16000", "--output_dir", "out"),
+            *("enh_inference", "--fs", "16000", "--output_dir", "out", "--num_workers", "0"),
             *("--model_file", "enh/valid.loss.best.pth", "--train_config", "enh/config.yaml"),
             *("--data_path_and_name_and_type", "data/wav.scp,speech_mix,sound"),
         ],
@@ -145,7 +145,7 @@ OUTPUTS = {
             *("enhance", "--model", "enh", "data/wav.scp", "--out", "out", "--skip_existing"),
             *("--format", "flac"),
         ],
-        [3000, 9000],
+        [9000, 11000],
     ),
     "data directory": (
         lambda commands: [

@@ -198,6 +198,7 @@ def test_each_stage_killed_at_random_moments(broken, tried):
 def test_killed_before_a_file_operation(commands, name, request, tried):
     """Such as between the two checkpoint files of an epoch, or before a file gets its name."""
     args = OUTPUTS[name][0](commands)
+    shutil.rmtree(commands.folder / "out", ignore_errors=True)
     done = commands.run(*args)
     assert done.returncode == 0, done.stderr
     [count] = re.findall(r"^(\d+) operations$", done.stderr, re.M)
@@ -213,7 +214,6 @@ def test_killed_before_a_file_operation(commands, name, request, tried):
         assert done.returncode == 0, f"operation {number}:\n{done.stderr}"
         assert differences(results(commands.folder, ["out"]), unbroken) == {}, number
         tried(f"{name}: killed before one of its {count} file operations", OUTCOME)
-    shutil.rmtree(commands.folder / "out")
 
 
 def kill(run: subprocess.Popen, name: str, after: float) -> bool:

@@ -225,7 +225,7 @@ def test_another_host(recipe):
     line = refusal(recipe())
     seen = r"\(last seen \d+ s ago; after 300 s it counts as dead\)"
     assert re.search(rf"process 1 on far, since 2026-01-01 00:00 UTC {seen}: {WAIT}", line)
-    subprocess.run(["touch", "-h", "-d", "299 seconds ago", lock], check=True)
+    subprocess.run(["touch", "-h", "-d", "200 seconds ago", lock], check=True)
     refusal(recipe())
     subprocess.run(["touch", "-h", "-d", "301 seconds ago", lock], check=True)
     done = recipe()
