@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -218,16 +218,14 @@ def test_a_data_loading_process_that_dies(commands, fork_server, tried):
     args = commands.enh_train("killed", num_workers=1, max_epoch=1000)
     process = commands.start(*args)
     deadline = time.monotonic() + 60
-    while not (workers := grandchildren(fork_server)):
+    while not grandchildren(fork_server):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     begun = time.monotonic()
     while process.poll() is None:
-        for pid in workers:
-            try:
+        for pid in grandchildren(fork_server):  # each epoch has its own
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                workers = grandchildren(fork_server)  # each epoch has its own
         time.sleep(0.01)
         assert time.monotonic() < begun + 60
     done = subprocess.CompletedProcess(args, process.returncode, *process.communicate())
