@@ -10,7 +10,7 @@ from transformers import HubertConfig, HubertModel
 from posinv.data.directory import format_data
 
 # broken SIZE OPERATION MODULE [ARG ...]: run MODULE, whose files have at most SIZE bytes (0: any),
-# and kill it before the file operation of this number in the folder "out" (0: none). How many there
+# and kill it before the file operation of this number in "out" or ".out*" (0: none). How many there
 # were goes to stderr at the end.
 BROKEN = """
 import atexit, os, resource, runpy, signal, sys
@@ -18,7 +18,7 @@ size, operation, module = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 del sys.argv[:3]
 if size:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-count, out = 0, os.path.abspath("out")
+count, out = 0, (os.path.abspath("out"), os.path.abspath(".out"))
 CHANGES = {"os.rename", "os.remove", "os.symlink", "os.mkdir", "os.rmdir"}
 def watch(event, args):
     global count
