@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_table import write_fault_table
 
 ROOT = Path(__file__).resolve().parents[1]
 FORK_SERVER = ROOT / "egs" / "TEMPLATE" / "scripts" / "fork_server.py"
@@ -31,6 +30,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter, config):
     if not config.getoption("--faults"):
         return
+    from fault_table import write_fault_table  # imports torch
+
     reports = {
         outcome: [
             report
