@@ -143,13 +143,13 @@ OUTPUTS = {
     "enhanced files": (
         lambda commands: [
             *("enhance", "--model", "enh", "data/wav.scp", "--out", "out", "--skip_existing"),
-            *("--format", "flac"),
+            *("--format", "wav"),
         ],
         [9000, 11000],
     ),
     "data directory": (
         lambda commands: [
-            *("format_data", "--src", "data", "--out", "out", "--sampling_rate", "16000"),
+            *("format_data", "--src", "data", "--out", "out", "--nj", "1"),
         ],
         [1, 9000],
     ),
