@@ -27,8 +27,10 @@ def test_quick_run(tmp_path, python):
     ]
     for row in rows:
         assert float(row["update_s"]) > 0
-        times = float(row["separate_s"]) / float(row["update_s"])
-        assert float(row["times"]) == pytest.approx(times, rel=0.05)
+        # Both are rounded to 1 ms, which is much of a tiny model's update.
+        separate, together = float(row["separate_s"]), float(row["update_s"])
+        least = (separate - 5e-4) / (together + 5e-4)
+        assert least - 0.01 <= float(row["times"]) <= (separate + 5e-4) / (together - 5e-4) + 0.01
 
 
 @pytest.fixture

@@ -106,19 +106,20 @@ start_guard() {
 # it or reads there, end with one line that names that run and gives ADVICE.
 lock() {
     local folder=$1 advice=$2 other="make it writable, or choose another" file=$1/.lock error tries=0 reader
+    local holder  # read once: what is judged to be dead must be what is taken over
     error=$(mkdir -p "$folder" 2>&1) || die "$folder: can't be made: ${error##*: }: $other"
     until error=$(ln -sT "$_signature" "$file" 2>&1) || _is_ours "$file"; do
-        if [ -L "$file" ]; then
-            _refuse_if_held "$file" "$advice"
-            _take_over "$file" && break
+        if holder=$(readlink "$file"); then
+            _refuse_if_held "$file" "$holder" "$advice"
+            _take_over "$file" "$holder" && break
         fi
         [ $((tries += 1)) -lt 10 ] || die "$folder: can't be locked: ${error##*: }: $other"
         sleep 0.2
     done
     _locked+=("$file")
     for reader in "$folder"/.lock.reader.*; do
-        if [ -L "$reader" ] && ! _is_ours "$reader"; then
-            _refuse_if_held "$reader" "$advice"
+        if holder=$(readlink "$reader") && ! _is_ours "$reader"; then
+            _refuse_if_held "$reader" "$holder" "$advice"
             rm -f "$reader"
         fi
     done
@@ -127,7 +128,7 @@ lock() {
 # share FOLDER ADVICE: let other runs read FOLDER, too, but not change it. End as lock does if another run
 # is changing it.
 share() {
-    local folder=$1 advice=$2 mark
+    local folder=$1 advice=$2 mark holder
     mark=$1/.lock.reader.$(uname -n).$$
     [ -d "$folder" ] || return 0
     if [ -w "$folder" ]; then
@@ -135,7 +136,7 @@ share() {
         _locked+=("$mark")
     fi
     unlock "$folder/.lock"
-    [ ! -L "$folder/.lock" ] || _refuse_if_held "$folder/.lock" "$advice"
+    ! holder=$(readlink "$folder/.lock") || _refuse_if_held "$folder/.lock" "$holder" "$advice"
 }
 
 # unlock FILE ...: remove locks, if they are this run's.
@@ -148,11 +149,11 @@ unlock() {
 
 _is_ours() { [ "$(readlink "$1" 2> /dev/null)" = "$_signature" ]; }
 
-# _refuse_if_held LOCK ADVICE: end with an error if the run that LOCK names still runs. On this host its
-# process says so. Of another host, or a container, only the lock's time is seen, which guard.sh renews.
+# _refuse_if_held LOCK HOLDER ADVICE: end with an error if HOLDER, whom LOCK names, still runs. On this host
+# its process says so. Of another host, or a container, only the lock's time is seen, which guard.sh renews.
 _refuse_if_held() {
     local folder=${1%/.lock*} host pid start place since _ age seen=
-    IFS=/ read -r host pid start place since _ <<< "$(readlink "$1")"
+    IFS=/ read -r host pid start place since _ <<< "$2"
     if [ "$place" = "$(_place)" ]; then
         [ "$(start_of "$pid")" = "$start" ] || return 0
     else
@@ -160,7 +161,7 @@ _refuse_if_held() {
         [ "$age" -lt "$FRESH" ] || return 0
         seen=" (last seen $age s ago; after $FRESH s it counts as dead)"
     fi
-    die "$folder: in use by another run: process $pid on $host, since $since UTC$seen: $advice"
+    die "$folder: in use by another run: process $pid on $host, since $since UTC$seen: $3"
 }
 
 # _now FOLDER: the time by the clock of FOLDER's file system, in seconds.
@@ -174,19 +175,17 @@ _now() {
     fi
 }
 
-# _take_over LOCK: end what is left of the dead run that LOCK names, and make LOCK ours; fail if another
-# run does so.
+# _take_over LOCK DEAD: end what is left of the dead run DEAD, whom LOCK names, and make LOCK ours; fail if
+# another run does so.
 _take_over() {
-    local file=$1 dead last claim host pid start place since jobs
-    dead=$(readlink "$file") || return 1
+    local file=$1 dead=$2 last=$2 claim host pid start place since jobs
     IFS=/ read -r host pid start place since jobs <<< "$dead"
     end_processes "$host/$pid/$start/$place"
     cancel_jobs "$jobs" || die "${file%/.lock}: the SLURM jobs $jobs of a dead run may still be there: cancel them, and remove $file"
     # Only the run that has the claim to a dead run's place takes it. A dead run may have had a claim.
-    last=$dead
     while claim=$file.after.${last//[\/ ]/_} && ! ln -sT "$_signature" "$claim" 2> /dev/null; do
-        _refuse_if_held "$claim" "start again"
         last=$(readlink "$claim") || return 1
+        _refuse_if_held "$claim" "$last" "start again"
     done
     if [ "$(readlink "$file")" != "$dead" ]; then
         rm -f "$claim"
