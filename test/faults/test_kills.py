@@ -48,7 +48,7 @@ ENDS = {
 OUTCOME = "went on; results identical"
 # What tells of a run, not its results: logs, times, records of the command, what shows a training.
 TELLS = re.compile(
-    r".*\.log|.*/log/.*|.*/log|.*/(stages\.tsv|report\.html)|.*/tensorboard/.*|.*\.png"
+    r".*\.log(\.room)?|.*/log/.*|.*/log|.*/(stages\.tsv|report\.html)|.*/tensorboard/.*|.*\.png"
     r"|(.*/)?\.lock.*|(.*/)?\.\d+\..*"  # and what a killed process was writing
 )
 
