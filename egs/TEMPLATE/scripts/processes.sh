@@ -149,19 +149,28 @@ unlock() {
 
 _is_ours() { [ "$(readlink "$1" 2> /dev/null)" = "$_signature" ]; }
 
-# _refuse_if_held LOCK HOLDER ADVICE: end with an error if HOLDER, whom LOCK names, still runs. On this host
-# its process says so. Of another host, or a container, only the lock's time is seen, which guard.sh renews.
+# _refuse_if_held LOCK HOLDER ADVICE: end with an error if HOLDER, whom LOCK names, still runs.
 _refuse_if_held() {
-    local folder=${1%/.lock*} host pid start place since _ age seen=
-    IFS=/ read -r host pid start place since _ <<< "$2"
+    local host pid since seen _
+    if _is_held "$1" "$2"; then
+        IFS=/ read -r host pid _ _ since _ <<< "$2"
+        die "${1%/.lock*}: in use by another run: process $pid on $host, since $since UTC$seen: $3"
+    fi
+}
+
+# _is_held LOCK HOLDER: whether HOLDER, whom LOCK names, still runs. On this host its process says so. Of
+# another host, or a container, only the lock's time is seen, which guard.sh renews; $seen tells of it.
+_is_held() {
+    local folder=${1%/.lock*} pid start place age _
+    seen=
+    IFS=/ read -r _ pid start place _ <<< "$2"
     if [ "$place" = "$(_place)" ]; then
-        [ "$(start_of "$pid")" = "$start" ] || return 0
+        [ "$(start_of "$pid")" = "$start" ]
     else
         age=$(($(_now "$folder") - $(stat -c %Y "$1" 2> /dev/null || echo 0)))
-        [ "$age" -lt "$FRESH" ] || return 0
         seen=" (last seen $age s ago; after $FRESH s it counts as dead)"
+        [ "$age" -lt "$FRESH" ]
     fi
-    die "$folder: in use by another run: process $pid on $host, since $since UTC$seen: $3"
 }
 
 # _now FOLDER: the time by the clock of FOLDER's file system, in seconds.
@@ -178,14 +187,14 @@ _now() {
 # _take_over LOCK DEAD: end what is left of the dead run DEAD, whom LOCK names, and make LOCK ours; fail if
 # another run does so.
 _take_over() {
-    local file=$1 dead=$2 last=$2 claim host pid start place since jobs
+    local file=$1 dead=$2 last=$2 claim host pid start place since jobs seen
     IFS=/ read -r host pid start place since jobs <<< "$dead"
     end_processes "$host/$pid/$start/$place"
     cancel_jobs "$jobs" || die "${file%/.lock}: the SLURM jobs $jobs of a dead run may still be there: cancel them, and remove $file"
     # Only the run that has the claim to a dead run's place takes it. A dead run may have had a claim.
     while claim=$file.after.${last//[\/ ]/_} && ! ln -sT "$_signature" "$claim" 2> /dev/null; do
         last=$(readlink "$claim") || return 1
-        _refuse_if_held "$claim" "$last" "start again"
+        ! _is_held "$claim" "$last" || return 1  # it takes over in a moment
     done
     if [ "$(readlink "$file")" != "$dead" ]; then
         rm -f "$claim"
