@@ -5,6 +5,7 @@ of the drop is left when the clean speech is shifted.
 """
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def main() -> None:
         "data": str(args.data),
         "utterances": len(clean),
         "layer": upstream.check_layer(args.layer),
-        "layers": [layer.as_dict() for layer in layers],
+        "layers": [asdict(layer) for layer in layers],
     }
     if systems:
         distances = enhanced_distances(upstream, result["layer"], clean, systems, read, silences)

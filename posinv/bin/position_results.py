@@ -1,4 +1,4 @@
-"""Print what came of fine-tuning through SSL models that hold more or less position.
+"""Compare the criteria over SSL models whose features hold more or less position.
 
 Each experiment is an --expdir of enh.sh that position_probe has measured, in its folder position.
 """
@@ -12,8 +12,7 @@ from posinv.errors import InputError
 from posinv.report.experiment import Experiment
 from posinv.report.position import comparison_figure, comparison_tables
 from posinv.report.results import provenance, write_results
-from posinv.report.significance import differences
-from posinv.report.summary import summarise_all
+from posinv.report.summary import join_summaries, summarise
 
 
 def main() -> None:
@@ -29,11 +28,9 @@ def main() -> None:
     if len(experiments) < len(args.experiments):
         raise InputError("experiments: two have the same name: give folders of different names")
     probes = {name: _probe(experiment.path) for name, experiment in experiments.items()}
-    found = {name: differences(experiment) for name, experiment in experiments.items()}
-    tables = [
-        *comparison_tables(probes, found),
-        *summarise_all(list(experiments.values())).tables,
-    ]
+    summaries = {name: summarise(experiment) for name, experiment in experiments.items()}
+    found = {name: summary.found for name, summary in summaries.items()}
+    tables = [*comparison_tables(probes, found), *join_summaries(summaries).tables]
     body = "\n".join(table.markdown() for table in tables) + "\n" + provenance(args.command)
     print(body, end="")
     with atomic_file(args.out.with_name("position.png")) as path:

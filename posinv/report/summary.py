@@ -5,7 +5,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -89,13 +89,21 @@ def summarise_all(
     where both were scored on the same transcripts. Rows are named ``<experiment>: <system>``, an
     experiment by the parts of its path that the others do not have.
     """
+    summaries = [summarise(experiment, published) for experiment in experiments]
     if len(experiments) == 1:
-        return summarise(experiments[0], published)
+        return summaries[0]
+    names = _short_names([experiment.path for experiment in experiments])
+    joined = join_summaries(dict(zip(names, summaries, strict=True)))
+    for (name, first), (other, second) in pairwise(zip(names, experiments, strict=True)):
+        joined.found += _across(name, first, other, second)
+    return joined
+
+
+def join_summaries(summaries: Mapping[str, Summary]) -> Summary:
+    """Return several experiments' summaries in one, whose rows are ``<experiment>: <system>``."""
     tables: dict[str, Table] = {}
     found, missing = [], []
-    names = _short_names([experiment.path for experiment in experiments])
-    for name, experiment in zip(names, experiments, strict=True):
-        summary = summarise(experiment, published)
+    for name, summary in summaries.items():
         missing += summary.missing
         for one in summary.found:
             system, reference = (f"{name}: {of}" for of in (one.system, one.reference))
@@ -105,8 +113,6 @@ def summarise_all(
             table = replace(table, rows=rows)
             before = tables.get(table.title)
             tables[table.title] = _below(before, table) if before else table
-    for (name, first), (other, second) in pairwise(zip(names, experiments, strict=True)):
-        found += _across(name, first, other, second)
     return Summary(list(tables.values()), found, missing)
 
 

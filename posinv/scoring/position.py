@@ -19,7 +19,7 @@ clean speech that is shifted.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -71,10 +71,6 @@ class LayerPosition:
     same_index: float
     other_index: float
 
-    def as_dict(self) -> dict:
-        """Return it for JSON."""
-        return asdict(self)
-
 
 def whole_hops(seconds: float, hop: int) -> int:
     """Return a silence's length in frames.
@@ -119,7 +115,7 @@ def measure_position(
     for entry in fitted:
         for moment, x in zip(moments, _features(upstream, read(entry)), strict=True):
             moment.add(x, _indices(len(x)))
-    layers = [_Layer(*moment.fit(), silences=list(hops)) for moment in moments]
+    layers = [_Layer(*moment.fit(), hops) for moment in moments]
     for entry in held_out:
         wave = read(entry)
         plain = _features(upstream, wave)
@@ -127,26 +123,28 @@ def measure_position(
         shifted: dict[str, np.ndarray] = {}
         behind: dict[str, np.ndarray] = {}
         for name, count in hops.items():
-            silence = np.zeros(count * upstream.hop, dtype=wave.dtype)
-            shifted[name] = _features(upstream, np.concatenate([silence, wave]))[
-                :, count : count + frames
-            ]
-            behind[name] = _features(upstream, np.concatenate([wave, silence]))[:, :frames]
+            padding = count * upstream.hop
+            ahead = _features(upstream, np.pad(wave, (padding, 0)))
+            shifted[name] = ahead[:, count : count + frames]
+            behind[name] = _features(upstream, np.pad(wave, (0, padding)))[:, :frames]
         for index, layer in enumerate(layers):
             layer.add(
                 plain[index],
                 {name: x[index] for name, x in shifted.items()},
                 {name: x[index] for name, x in behind.items()},
-                list(hops.values())[-1],
             )
     return [layer.result(index) for index, layer in enumerate(layers)]
 
 
 def _features(upstream: SSLUpstream, wave: np.ndarray) -> np.ndarray:
     """Return all hidden states (L + 1, F, D) of one utterance, in float64."""
+    return _encode(upstream, wave)[:, 0].double().cpu().numpy()
+
+
+def _encode(upstream: SSLUpstream, wave: np.ndarray, layer: int | None = None) -> torch.Tensor:
+    """Return one utterance's hidden state (1, F, D), or all of them (L + 1, 1, F, D)."""
     device = next(upstream.parameters()).device
-    hidden, _ = upstream(torch.from_numpy(wave)[None].to(device), [len(wave)])
-    return hidden[:, 0].double().cpu().numpy()
+    return upstream(torch.from_numpy(wave)[None].to(device), [len(wave)], layer=layer)[0]
 
 
 def _indices(frames: int) -> np.ndarray:
@@ -183,27 +181,23 @@ class _Layer:
     """The measures of one hidden state, over utterances."""
 
     def __init__(
-        self, mean: np.ndarray, weights: np.ndarray, offset: np.ndarray, silences: Sequence[str]
+        self, mean: np.ndarray, weights: np.ndarray, offset: np.ndarray, hops: Mapping[str, int]
     ) -> None:
         self.mean, self.weights, self.offset = mean, weights, offset
-        self.moved = {(side, name): 0.0 for side in ("front", "behind") for name in silences}
+        self.hops = list(hops.values())[-1]  # of the shift that the probes take
+        self.moved = {(side, name): 0.0 for side in ("front", "behind") for name in hops}
         self.within = 0.0
         self.targets: list[np.ndarray] = []
         self.predictions: list[np.ndarray] = []
         self.shifted: list[np.ndarray] = []
-        self.hops = 0
         self.by_index = np.zeros((0, len(mean)))  # sum of the frames at an index
         self.counts = np.zeros(0)
         self.own = 0.0  # products of the frames of an utterance with one another
 
     def add(
-        self,
-        x: np.ndarray,
-        front: Mapping[str, np.ndarray],
-        behind: Mapping[str, np.ndarray],
-        hops: int,
+        self, x: np.ndarray, front: Mapping[str, np.ndarray], behind: Mapping[str, np.ndarray]
     ) -> None:
-        """Add an utterance's features (F, D): alone, and with silences, the last of ``hops``."""
+        """Add an utterance's features (F, D): alone, and with each silence."""
         n = len(x)
         if n < 2:
             return
@@ -211,7 +205,6 @@ class _Layer:
         for side, signals in (("front", front), ("behind", behind)):
             for name, moved in signals.items():
                 self.moved[side, name] += np.square(moved - x).sum() / n
-        self.hops = hops
         self.targets.append(_indices(n))
         self.predictions.append(self._predict(x))
         starts, ends = list(front.values())[-1], list(behind.values())[-1]
@@ -294,7 +287,6 @@ def enhanced_distances(
     Raises:
         InputError: an utterance is missing, or isn't as long as its clean speech.
     """
-    device = next(upstream.parameters()).device
     hops = {"0": 0, **{f"{s:g}": whole_hops(s, upstream.hop) for s in silences}}
     for system, entries in systems.items():
         if missing := sorted(clean.keys() - entries.keys()):
@@ -303,16 +295,13 @@ def enhanced_distances(
                 "enhance all of the data, or choose data that has only those that are enhanced"
             )
 
-    def features(wave: np.ndarray) -> torch.Tensor:
-        return upstream(torch.from_numpy(wave)[None].to(device), [len(wave)], layer=layer)[0]
-
     sums = {system: dict.fromkeys(hops, 0.0) for system in systems}
     for utt, entry in clean.items():
         wave = read(entry)
-        references = {}
-        for name, count in hops.items():
-            silence = np.zeros(count * upstream.hop, dtype=wave.dtype)
-            references[name] = features(np.concatenate([silence, wave]))[:, count:]
+        references = {
+            name: _encode(upstream, np.pad(wave, (count * upstream.hop, 0)), layer)[:, count:]
+            for name, count in hops.items()
+        }
         for system, entries in systems.items():
             enhanced = read(entries[utt])
             if len(enhanced) != len(wave):
@@ -320,10 +309,9 @@ def enhanced_distances(
                     f"{system}: utterance {utt} has {len(enhanced)} samples, its clean speech "
                     f"{len(wave)}: enhance this data"
                 )
-            x = features(enhanced)
+            x = _encode(upstream, enhanced, layer)
             for name, reference in references.items():
-                frames = x.size(1)
-                sums[system][name] += ssl_mse(reference[:, :frames], x).item()
+                sums[system][name] += ssl_mse(reference[:, : x.size(1)], x).item()
     return {
         system: {name: total / len(clean) for name, total in of.items()}
         for system, of in sums.items()

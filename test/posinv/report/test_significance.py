@@ -34,6 +34,18 @@ def exact_interval(errors, reference, tokens):
     return np.quantile(rates, [0.025, 0.975])
 
 
+def scipy_interval(samples, statistic, random):
+    return scipy.stats.bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=random,
+    ).confidence_interval
+
+
 @pytest.mark.parametrize(("seeds", "units"), [(1, 5), (2, 4), (3, 4)])
 def test_against_all_draws(seeds, units):
     random = np.random.default_rng(seeds)
@@ -51,15 +63,11 @@ def test_against_scipy():
     random = np.random.default_rng(0)
     errors, reference = random.integers(0, 5, (2, 1, 300))
     tokens = random.integers(5, 30, 300)
-    expected = scipy.stats.bootstrap(
+    expected = scipy_interval(
         (errors[0], reference[0], tokens),
         lambda a, b, n, axis: 100 * (a - b).sum(axis) / n.sum(axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=20_000,
-        rng=random,
-    ).confidence_interval
+        random,
+    )
     _, low, high = paired_bootstrap(errors, reference, tokens)
     width = expected.high - expected.low
     assert [low, high] == pytest.approx([expected.low, expected.high], abs=0.03 * width)
@@ -224,15 +232,9 @@ class TestMeasures:
         assert found.value == pytest.approx((ours - theirs).mean())
         assert (found.unit, found.units) == ("utterances", 200)
         assert (found.test_set, found.measure) == ("test_seen and test_unseen", "SI-SDR (dB)")
-        expected = scipy.stats.bootstrap(
-            (ours.mean(0), theirs.mean(0)),
-            lambda a, b, axis: (a - b).mean(axis),
-            paired=True,
-            vectorized=True,
-            method="percentile",
-            n_resamples=20_000,
-            rng=random,
-        ).confidence_interval
+        expected = scipy_interval(
+            (ours.mean(0), theirs.mean(0)), lambda a, b, axis: (a - b).mean(axis), random
+        )
         width = expected.high - expected.low
         ends = pytest.approx([expected.low, expected.high], abs=0.05 * width)
         assert [found.low, found.high] == ends
