@@ -13,7 +13,7 @@ import torch
 from posinv.report.results import markdown_table, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
-# The files of test/faults, and what came of what their tests tried, where they say nothing else.
+# The files of test/faults, and the outcome of their tests, unless a test reports another.
 AREAS = {
     "test_kills": ("Kills", "went on; results identical"),
     "test_disk": ("Disk", "one line; nothing cut short"),

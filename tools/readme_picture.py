@@ -28,7 +28,7 @@ from posinv.ssl.upstream import SSLUpstream
 ROOT = Path(__file__).resolve().parents[1]
 SPEED = Fraction(11, 10)
 MARKS = (
-    "A mark means that the 95 % interval of the difference leaves out 0: \N{DOUBLE DAGGER} from "
+    "A mark means that the 95 % interval of the difference excludes 0: \N{DOUBLE DAGGER} from "
     "the noisy input, * from before fine-tuning, \N{DAGGER} from `ssl_mse`."
 )
 CONVERGENCE = (

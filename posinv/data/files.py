@@ -15,7 +15,7 @@ import yaml
 from posinv.errors import InputError
 
 YAML_VALUES = 100_000  # in a file
-# What is wrong with a place that is written to, not with what is written
+# Errors of the disk, its file system or permissions; the data that is written is not to blame.
 BAD_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 PROBE = 1 << 20  # bytes
 
@@ -24,12 +24,12 @@ PROBE = 1 << 20  # bytes
 def naming_place(
     place: os.PathLike[str] | str, probe: os.PathLike[str] | str | None = None
 ) -> Iterator[None]:
-    """Let errors of writing name the place and the reason, which libraries often don't tell.
+    """Make a write error name the file or folder, and the reason, which libraries often omit.
 
     Args:
         place: the file or folder that is written; the error names it.
-        probe: a file or folder there, ``place`` if it is None. After an error, it is tried whether
-            the file, or one in the folder, can grow by 1 MiB; if not, that is the reason.
+        probe: a file or folder on the same disk; None: ``place``. After an error without a known
+            reason, 1 MiB is written there; if that fails, its error is the reason.
 
     Raises:
         OSError: no room, a read-only file system, no permission.

@@ -83,11 +83,11 @@ class BLSTMEncoder(AbsEncoder):
         return pad_packed_sequence(self.blstm(packed)[0], batch_first=True)[0]
 
     def _run_padded(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Compute the same on the CPU, one layer and one direction at a time.
+        """Run the BLSTM on the CPU, one layer and one direction at a time, with the same result.
 
-        oneDNN takes no packed batch, and torch's own loop over the frames takes 3 to 4 times as
-        long. Backwards, each utterance is reversed within its length, so that its padding comes
-        last, too.
+        oneDNN does not support packed batches, and without it torch takes 3 to 4 times as long.
+        For the backward direction, each utterance is reversed within its length, so that the
+        padding stays at the end.
         """
         x = _zero_frames(x[:, : int(lengths.max())], lengths)
         last, frame = lengths[:, None] - 1, torch.arange(x.size(1))

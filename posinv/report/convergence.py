@@ -89,7 +89,7 @@ def _curves(
 ) -> Curves:
     """Return a validation statistic of each training over updates and over minutes.
 
-    If ``relative``, the first value is 1, and a tenth less of its size is 0.9, below 0, too.
+    If ``relative``, a value v becomes 1 + (v - first) / |first|, since losses may be negative.
     """
     curves: Curves = {"updates": {}, "minutes": {}}
     for system, directories in trainings.items():

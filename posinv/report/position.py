@@ -1,4 +1,4 @@
-"""Tables and pictures of how much position SSL models hold, and of what came of it."""
+"""Tables and pictures of how much position SSL models hold, and of the criteria through them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -193,7 +193,7 @@ def _difference_table(task: str, found: Found) -> Table:
             rows.append([Cell(model), Cell(system), *(cells.get(name, Cell("")) for name in sets)])
     caption = (
         f"{SHORT[task]} minus that of ssl_mse through the same SSL model, percentage points "
-        "[95 % interval] (* leaves out 0)"
+        "[95 % interval] (* excludes 0)"
     )
     columns = [Column(name) for name in ("SSL model", "criterion", *sets)]
     return Table(f"{SHORT[task]} against ssl_mse", caption, columns, rows)

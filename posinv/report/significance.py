@@ -50,7 +50,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     @property
@@ -303,7 +303,7 @@ def _other_utterances(
 
 
 def _units(experiment: Experiment, keys: Sequence[tuple[str, str]]) -> tuple[list[str], str]:
-    """Return what each (test set, utterance) is drawn with, and what that is."""
+    """Return the unit that each (test set, utterance) is drawn with, and what units are."""
     speakers = {name: experiment.speakers(name) for name in dict.fromkeys(name for name, _ in keys)}
     if all(utterance in speakers[name] for name, utterance in keys):
         groups = [speakers[name][utterance] for name, utterance in keys]
@@ -326,7 +326,7 @@ def marks(found: Sequence[Difference]) -> dict[tuple[str, str, str], str]:
 
 
 def about(found: Sequence[Difference], task: str, test_set: str, system: str) -> str:
-    """Return what is said of a table's cell: its differences, with their intervals."""
+    """Return the text that explains a table's cell: each difference with its interval."""
     return "; ".join(
         f"{one.show(one.value)} ({one.interval}) against {one.reference}"
         for one in found
@@ -358,6 +358,6 @@ def legend(found: Sequence[Difference], labels: Mapping[str, str]) -> str:
     measures = f"{', '.join(others)} and {last}" if others else last
     return (
         f"Differs in {measures}: {explained}. A mark means that the 95 % interval of the "
-        f"difference leaves out 0 (paired bootstrap over {number} {unit}{trust}; not corrected for "
+        f"difference excludes 0 (paired bootstrap over {number} {unit}{trust}; not corrected for "
         "the number of comparisons)."
     )

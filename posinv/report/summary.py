@@ -178,7 +178,7 @@ def difference_table(found: Sequence[Difference]) -> Table:
         for one in found
     ]
     names = ("system", "against", "measure", "test set", "difference", "95 % interval")
-    columns = [Column(name) for name in (*names, "leaves out 0", "drawn", "seeds")]
+    columns = [Column(name) for name in (*names, "excludes 0", "drawn", "seeds")]
     return Table(
         "Differences",
         "Differences with 95 % intervals (paired bootstrap): error rates in percentage points, "

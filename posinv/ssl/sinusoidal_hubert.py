@@ -57,7 +57,7 @@ class PositionalEmbedding(nn.Module):
 def sinusoids(frames: int, width: int) -> Tensor:
     """Return the embeddings (frames, width) of the indices 0 to frames - 1, sines before cosines.
 
-    Their wavelengths go from 2 pi to 10,000 x 2 pi frames; width is even.
+    Wavelengths range from 2 pi to 10,000 x 2 pi frames. ``width`` must be even.
     """
     rates = torch.exp(-math.log(1e4) * torch.arange(0, width, 2) / width)
     angles = torch.arange(frames)[:, None] * rates

@@ -88,8 +88,8 @@ _show_progress() {
 }
 
 # -------------------------------------------------------------------------------- a command
-# attend COMMAND [ARG ...]: run COMMAND, and be ready for a signal meanwhile: Bash would hear of it when
-# COMMAND has ended.
+# attend COMMAND [ARG ...]: run COMMAND in the background and wait for it. Bash runs a signal's trap only
+# after a command in the foreground has ended, but at once during wait.
 attend() {
     "$@" <&0 &
     wait "$!"

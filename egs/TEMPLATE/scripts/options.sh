@@ -9,7 +9,7 @@ require() {
     [ -e "$1" ] || die "$1: not found: $2"
 }
 
-# into FILE COMMAND [ARG ...]: what COMMAND prints becomes FILE, whole or not at all.
+# into FILE COMMAND [ARG ...]: write the output of COMMAND to FILE, atomically.
 into() {
     local file=$1
     shift

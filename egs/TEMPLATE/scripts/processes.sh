@@ -11,7 +11,8 @@ start_of() {
     [[ ${words[0]} == [ZX] ]] || echo "${words[19]}"
 }
 
-# Where process ids mean the same: one boot of a machine, and in it one container.
+# Print an id of this boot and this PID namespace (container): process ids can be compared only within
+# one of these.
 _place() {
     local boot
     boot=$(cat /proc/sys/kernel/random/boot_id 2> /dev/null || true)
@@ -93,8 +94,8 @@ cancel_jobs() {
 }
 
 # ------------------------------------------------------------------------------------ locks
-# FOLDER/.lock is a symbolic link that leads nowhere: its text says who holds it, and a link is made at
-# once or not at all, on network file systems, too. .lock.reader.<host>.<pid> are the runs that read.
+# FOLDER/.lock is a dangling symbolic link, whose target names the holder. Making a link is atomic, on
+# network file systems, too. .lock.reader.<host>.<pid> are the runs that read.
 _locked=()
 
 # start_guard FOLDER ...: start guard.sh for this run, whose locks are in these folders.

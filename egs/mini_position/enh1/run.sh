@@ -34,7 +34,7 @@ parse_options "$@"
 # 4 by 61, 45, 27, 16 and 9 % of their distance.
 layer=1
 
-# Bash hears of a signal when a command in the foreground has ended.
+# enh.sh runs in the background: Bash runs a trap only after a command in the foreground has ended.
 run=
 trap '[ -z "$run" ] || { kill "$run"; wait "$run"; }; exit 143' HUP INT TERM
 

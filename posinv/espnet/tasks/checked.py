@@ -47,7 +47,7 @@ class CheckedTask(AbsTask):
 
 @contextmanager
 def telling_causes(output_dir: str) -> Iterator[None]:
-    """Let what goes wrong while a training runs be told in one line; log no warning for ever.
+    """Turn common failures of a training into one-line errors, and limit repeated warnings.
 
     Raises:
         InputError: audio that has gone, or a data-loading process that was killed.
