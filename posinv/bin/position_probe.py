@@ -66,7 +66,7 @@ def main() -> None:
     upstream = SSLUpstream(args.ssl).to(device)
     read = partial(read_audio, sampling_rate=SAMPLING_RATE)
     silences = sorted(args.silences)
-    layers = measure_position(upstream, list(clean.values()), read, silences)
+    layers = measure_position(upstream, clean, read, silences)
     result = {
         "ssl": args.ssl,
         "data": str(args.data),

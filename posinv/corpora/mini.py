@@ -1,13 +1,12 @@
 """The synthetic corpus of egs/mini: phrases of a small grammar, spoken by eSpeak NG."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import count
-from multiprocessing import get_context
-from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from posinv.corpora.prepared import Contents, Prepared, wanted_minutes
 from posinv.data.audio import SAMPLING_RATE, write_audio
 from posinv.data.directory import DataDir
 from posinv.data.files import atomic_folder
+from posinv.data.parallel import call_in_process, map_parallel
 from posinv.errors import InputError
 
 SPLITS = ("train", "dev", "test")
@@ -234,13 +234,12 @@ class _Folder:
 def _prepare_split(
     jobs: Iterator["_Job"], folder: _Folder, minutes: float, nj: int
 ) -> tuple[DataDir, Contents]:
-    with _espeak_pool(nj) as pool:
-        while folder.samples < minutes * 60 * SAMPLING_RATE:
-            batch = [job for job, _ in zip(jobs, range(16), strict=False)]
-            for job, (x, phones) in zip(batch, pool.map(_speak, batch, 1), strict=True):
-                if folder.samples >= minutes * 60 * SAMPLING_RATE:
-                    break
-                folder.add(job, x, phones)
+    while folder.samples < minutes * 60 * SAMPLING_RATE:
+        batch = [job for job, _ in zip(jobs, range(16), strict=False)]
+        for job, (x, phones) in zip(batch, _speak_all(_speak, batch, nj), strict=True):
+            if folder.samples >= minutes * 60 * SAMPLING_RATE:
+                break
+            folder.add(job, x, phones)
     return folder.finish()
 
 
@@ -253,17 +252,21 @@ def _prepare_queries(text: dict[str, str], folder: _Folder, seed: int, nj: int) 
             continue
         voice = voices[blake2b(word.encode(), digest_size=1).digest()[0] % len(voices)]
         jobs.append(_Job(f"{voice.speaker}-query-{word}", (word,), voice, seed))
-    with _espeak_pool(nj) as pool:
-        for job, (x, phones) in zip(jobs, pool.map(_speak_alone, jobs, 1), strict=True):
-            if len(phones.split()) >= _MIN_QUERY_PHONES:
-                folder.add(job, x, phones)
+    for job, (x, phones) in zip(jobs, _speak_all(_speak_alone, jobs, nj), strict=True):
+        if len(phones.split()) >= _MIN_QUERY_PHONES:
+            folder.add(job, x, phones)
     return folder.finish()[1]
 
 
-def _espeak_pool(nj: int) -> Pool:
+type _Speech = tuple[np.ndarray, str]  # samples (T,), phonemes
+
+
+def _speak_all(
+    speak: Callable[["_Job"], _Speech], jobs: Iterable["_Job"], nj: int
+) -> Iterator[_Speech]:
     # eSpeak's noise and flutter go on from one utterance to the next, even when it is
     # initialised anew: each utterance gets a process of its own.
-    return get_context("fork").Pool(nj, _ESpeak.start, maxtasksperchild=1)
+    return map_parallel(partial(call_in_process, speak), jobs, nj)
 
 
 @dataclass(frozen=True)
@@ -296,21 +299,21 @@ def _plan(split: str, seed: int, phrases: int) -> Iterator[_Job]:
             yield _Job(f"{voice.speaker}-{number:04d}", texts, voice, seed)
 
 
-def _speak(job: _Job) -> tuple[np.ndarray, str]:
-    rng = generator(job.seed, job.utt)
+def _speak(job: _Job) -> _Speech:
+    espeak, rng = _ESpeak(), generator(job.seed, job.utt)
     parts, phones = [], []
     for phrase in job.phrases:
-        x, of_phrase = _say(phrase, job.voice, rng)
+        x, of_phrase = _say(espeak, phrase, job.voice, rng)
         front, back = (round(rng.uniform(0.05, 0.25) * SAMPLING_RATE) for _ in range(2))
         parts.append(np.pad(x, (front, back)))
         phones.append(of_phrase)
     return _add_floor(np.concatenate(parts), rng), " ".join(phones)
 
 
-def _speak_alone(job: _Job) -> tuple[np.ndarray, str]:
+def _speak_alone(job: _Job) -> _Speech:
     """Speak without silence before and after."""
     rng = generator(job.seed, job.utt)
-    x, phones = _say(job.text, job.voice, rng)
+    x, phones = _say(_ESpeak(), job.text, job.voice, rng)
     loud = np.flatnonzero(np.abs(x) > 0.02 * np.abs(x).max())
     return _add_floor(x[loud[0] : loud[-1] + 1], rng), phones
 
@@ -319,11 +322,11 @@ def _add_floor(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return x + 1e-4 * rng.standard_normal(len(x))  # -80 dB
 
 
-def _say(text: str, voice: Voice, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+def _say(espeak: "_ESpeak", text: str, voice: Voice, rng: np.random.Generator) -> _Speech:
     rate = round(voice.rate * rng.uniform(0.95, 1.05))
     pitch = round(np.clip(voice.pitch + rng.uniform(-3, 3), 0, 99))
     noise_seed = int(rng.integers(2**31))
-    x, espeak_rate, phones = _ESpeak.instance.say(text, voice.variant, pitch, rate, noise_seed)
+    x, espeak_rate, phones = espeak.say(text, voice.variant, pitch, rate, noise_seed)
     x = soxr.resample(x / 32768, espeak_rate, SAMPLING_RATE)
     x *= 10 ** (rng.uniform(-29, -23) / 20) / np.sqrt(np.mean(x**2))
     x *= min(1.0, 0.95 / np.abs(x).max())
@@ -332,12 +335,6 @@ def _say(text: str, voice: Voice, rng: np.random.Generator) -> tuple[np.ndarray,
 
 class _ESpeak:
     """eSpeak NG's shared library in this process, for one utterance."""
-
-    instance: "_ESpeak"
-
-    @classmethod
-    def start(cls) -> None:
-        cls.instance = cls()
 
     def __init__(self) -> None:
         self.lib = ctypes.CDLL(espeakng_loader.get_library_path())

@@ -10,6 +10,8 @@ from typing import Any
 
 from posinv.errors import InputError
 
+_MEMORY = ", often since memory ran out: give fewer --nj, or make memory free"
+
 
 def map_parallel[Job, Result](
     function: Callable[[Job], Result], jobs: Iterable[Job], nj: int
@@ -36,11 +38,21 @@ def map_parallel[Job, Result](
             for process in active_children():
                 process.terminate()
             if isinstance(error, BrokenProcessPool):
-                raise InputError(
-                    f"one of --nj {nj} processes was killed, often since memory ran out: give "
-                    "fewer, or make memory free"
-                ) from error
+                raise InputError(f"one of --nj {nj} processes was killed{_MEMORY}") from error
             raise
+
+
+def call_in_process[Job, Result](function: Callable[[Job], Result], job: Job) -> Result:
+    """Return ``function(job)``, computed in a forked process that ends with it.
+
+    Raises:
+        InputError: the process was killed.
+    """
+    with ProcessPoolExecutor(1, get_context("fork"), _remember, (function,)) as pool:
+        try:
+            return pool.submit(_call, job).result()
+        except BrokenProcessPool as error:
+            raise InputError(f"a process of a single job was killed{_MEMORY}") from error
 
 
 _PR_SET_PDEATHSIG = 1

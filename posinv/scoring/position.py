@@ -89,36 +89,47 @@ def whole_hops(seconds: float, hop: int) -> int:
 
 @torch.inference_mode()
 def measure_position(
-    upstream: SSLUpstream, entries: Sequence[str], read: Read, silences: Sequence[float]
+    upstream: SSLUpstream, clean: Mapping[str, str], read: Read, silences: Sequence[float]
 ) -> list[LayerPosition]:
     """Measure how much position each hidden state of an SSL model holds.
 
     Args:
         upstream: the SSL model.
-        entries: utterances. The probes are fitted on every other one; all figures are about the
-            rest.
-        read: returns an utterance's waveform, float (T,) at 16 kHz.
+        clean: entry of ``wav.scp`` of each utterance. The probes are fitted on every other one;
+            all figures are about the rest.
+        read: returns the waveform that an entry names, float (T,) at 16 kHz.
         silences: seconds of silence, whole frames. The probes take the last one.
 
     Returns:
         One for each hidden state, 0 to L.
 
     Raises:
-        InputError: less than four utterances, or a silence that isn't whole frames.
+        InputError: less than four utterances, one of a single frame, or a silence that isn't
+            whole frames.
     """
-    if len(entries) < 4:
-        raise InputError(f"{len(entries)} utterances: the probe needs at least 4: give more speech")
+    if len(clean) < 4:
+        raise InputError(f"{len(clean)} utterances: the probe needs at least 4: give more speech")
     hops = {f"{seconds:g}": whole_hops(seconds, upstream.hop) for seconds in silences}
-    fitted, held_out = entries[::2], entries[1::2]
-    num = upstream.num_layers
-    moments = [_Moments(upstream.output_size) for _ in range(num)]
-    for entry in fitted:
-        for moment, x in zip(moments, _features(upstream, read(entry)), strict=True):
+    utterances = list(clean)
+    fitted, held_out = utterances[::2], utterances[1::2]
+
+    def features(utt: str, wave: np.ndarray) -> np.ndarray:
+        found = _features(upstream, wave)
+        if found.shape[1] < 2:
+            raise InputError(
+                f"utterance {utt}: its {len(wave)} samples give a single frame, and the shift is "
+                "measured against the distance of two: leave it out of the data"
+            )
+        return found
+
+    moments = [_Moments(upstream.output_size) for _ in range(upstream.num_layers)]
+    for utt in fitted:
+        for moment, x in zip(moments, features(utt, read(clean[utt])), strict=True):
             moment.add(x, _indices(len(x)))
     layers = [_Layer(*moment.fit(), hops) for moment in moments]
-    for entry in held_out:
-        wave = read(entry)
-        plain = _features(upstream, wave)
+    for utt in held_out:
+        wave = read(clean[utt])
+        plain = features(utt, wave)
         frames = plain.shape[1]
         shifted: dict[str, np.ndarray] = {}
         behind: dict[str, np.ndarray] = {}
@@ -199,8 +210,6 @@ class _Layer:
     ) -> None:
         """Add an utterance's features (F, D): alone, and with each silence."""
         n = len(x)
-        if n < 2:
-            return
         self.within += 2 * x.var(axis=0, ddof=1).sum()
         for side, signals in (("front", front), ("behind", behind)):
             for name, moved in signals.items():

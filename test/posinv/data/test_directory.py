@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from posinv.data.audio import read_audio, write_audio
 from posinv.data.directory import DataDir, check_tokens, format_data, validate
 from posinv.data.files import atomic_folder
-from posinv.data.parallel import map_parallel
+from posinv.data.parallel import call_in_process, map_parallel
 from posinv.data.tables import read_table, write_table
 from posinv.errors import InputError
 
@@ -363,6 +364,10 @@ def test_map_parallel_says_that_a_process_was_killed():
 
     with pytest.raises(InputError, match=r"one of --nj 2 processes was killed"):
         list(map_parallel(die, range(60), 2))
+    with pytest.raises(InputError, match=r"a process of a single job was killed"):
+        call_in_process(die, 7)
+    with pytest.raises(InputError, match=r"a process of a single job was killed"):
+        list(map_parallel(partial(call_in_process, die), range(60), 2))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

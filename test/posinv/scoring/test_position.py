@@ -30,6 +30,10 @@ HOP = 320
 SILENCES = [0.04, 0.2]  # 2 and 10 frames
 
 
+def clean(utterances):
+    return {f"u{utt}": utt for utt in range(utterances)}
+
+
 def speech(utt, seconds=0.6):
     rng = np.random.default_rng(utt)
     return rng.uniform(-0.3, 0.3, round(16000 * seconds) + 331 * utt).astype(np.float32)
@@ -57,7 +61,7 @@ def features(upstream, wave):
 
 def test_as_brute_force(some_position):
     upstream = SSLUpstream(some_position)
-    found = measure_position(upstream, range(7), speech, SILENCES)
+    found = measure_position(upstream, clean(7), speech, SILENCES)
     assert [one.layer for one in found] == [0, 1, 2]
     silence = np.zeros(10 * HOP, np.float32)
     plain = [features(upstream, speech(utt)) for utt in range(7)]
@@ -106,7 +110,7 @@ def test_as_brute_force(some_position):
 def test_no_position_is_found_where_there_is_none(tmp_path):
     """Before the first layer, features are those of the convolutions, which see no position."""
     upstream = SSLUpstream(ssl_model(tmp_path))
-    first, *_ = measure_position(upstream, range(6), speech, SILENCES)
+    first, *_ = measure_position(upstream, clean(6), speech, SILENCES)
     for value in (*first.front.values(), *first.behind.values()):
         assert value < 1e-9
     assert abs(first.start.follows) < 1e-4
@@ -115,7 +119,7 @@ def test_no_position_is_found_where_there_is_none(tmp_path):
 
 def test_all_is_position_where_the_sinusoids_drown_speech(tmp_path):
     upstream = SSLUpstream(ssl_model(tmp_path, sinusoid_scale=30.0))
-    first, *_ = measure_position(upstream, range(6), speech, SILENCES)
+    first, *_ = measure_position(upstream, clean(6), speech, SILENCES)
     assert first.start.r2 > 0.99
     assert first.start.follows > 0.5
     assert first.front["0.2"] > 0.5
@@ -166,7 +170,16 @@ def test_distances_to_clean_and_shifted_clean_speech(some_position):
 )
 def test_refused(some_position, utterances, silences, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        measure_position(SSLUpstream(some_position), range(utterances), speech, silences)
+        measure_position(SSLUpstream(some_position), clean(utterances), speech, silences)
+
+
+@pytest.mark.parametrize("utt", [2, 3])
+def test_an_utterance_of_one_frame_is_refused(some_position, utt):
+    def read(entry):
+        return speech(entry)[: 500 if entry == utt else None]
+
+    with pytest.raises(InputError, match=f"utterance u{utt}: its 500 samples give a single frame"):
+        measure_position(SSLUpstream(some_position), clean(6), read, SILENCES)
 
 
 @pytest.fixture
