@@ -10,6 +10,15 @@ import yaml
 from tiny_ssl import TINY_SSL
 
 ROOT = Path(__file__).resolve().parents[1]
+_DATA = (
+    *("--local_data_opts", "--minutes 0.4 --dev_minutes 0.1 --test_minutes 0.1"),
+    *("--token_sets", "train dev test", "--ssl_units", "10"),
+)
+# The options of a short run of egs/mini.
+MINI = {
+    "enh1": (*_DATA, "--criteria", "ssl_mse", "--test_conditions", "clean seen"),
+    "ssft1": (*_DATA, "--methods", "mse"),
+}
 
 
 def toy(updates: int) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,12 @@ from posinv.bin.cli import command_parser, run
 from posinv.data.files import atomic_file
 from posinv.errors import InputError
 from posinv.report.experiment import Experiment
-from posinv.report.position import comparison_figure, comparison_tables
+from posinv.report.position import (
+    comparison_figure,
+    comparison_tables,
+    convergence_drawing,
+    convergence_table,
+)
 from posinv.report.results import provenance, write_results
 from posinv.report.summary import join_summaries, summarise
 
@@ -22,7 +27,12 @@ def main() -> None:
     add("experiments", nargs="+", type=Path, help="one for each SSL model")
     add("--command", required=True, help="what made the results, to be noted")
     add("--title", default="Position and the criteria", help="heading, if the file is a new one")
-    add("--out", type=Path, required=True, help="Markdown file; position.png goes beside it")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="Markdown file; position.png and convergence.png go beside it",
+    )
     args = parser.parse_args()
     experiments = {path.name: Experiment.read(path) for path in args.experiments}
     if len(experiments) < len(args.experiments):
@@ -30,11 +40,18 @@ def main() -> None:
     probes = {name: _probe(experiment.path) for name, experiment in experiments.items()}
     summaries = {name: summarise(experiment) for name, experiment in experiments.items()}
     found = {name: summary.found for name, summary in summaries.items()}
-    tables = [*comparison_tables(probes, found), *join_summaries(summaries).tables]
+    position, *differences = comparison_tables(probes, found)
+    tables = [position, convergence_table(experiments), *differences]
+    tables += join_summaries(summaries).tables
     body = "\n".join(table.markdown() for table in tables) + "\n" + provenance(args.command)
     print(body, end="")
-    with atomic_file(args.out.with_name("position.png")) as path:
-        comparison_figure(probes, found).savefig(path, dpi=150, format="png")
+    drawings = {
+        "position.png": comparison_figure(probes, found),
+        "convergence.png": convergence_drawing(experiments),
+    }
+    for name, drawing in drawings.items():
+        with atomic_file(args.out.with_name(name)) as path:
+            drawing.savefig(path, dpi=150, format="png")
     write_results(args.out, args.title, body)
 
 

@@ -7,7 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from posinv.report.pictures import COLOURS, DASHES
+from posinv.report.convergence import STATISTICS, fine_tuning_panels
+from posinv.report.experiment import Experiment
+from posinv.report.pictures import COLOURS, DASHES, Curve, convergence_figure
 from posinv.report.results import ABSENT, ERROR_RATES, SHORT, markdown_table
 from posinv.report.significance import Difference
 from posinv.report.tables import Cell, Column, Table, figure
@@ -238,3 +240,42 @@ def comparison_figure(probes: Probes, found: Found) -> Figure:
     panels[0].set_ylabel("PER minus ssl_mse's", fontsize=9)
     panels[0].legend(fontsize=8, frameon=False)
     return drawing
+
+
+def convergence_of(experiment: Experiment) -> Mapping[str, Sequence[Curve]]:
+    """Return the MSE of SSL features on the validation set over updates, by criterion.
+
+    Only criteria in whose trainings it was measured; a curve for each random seed.
+    """
+    panels = fine_tuning_panels(experiment)
+    return panels.get(STATISTICS["ssl_mse"], {"updates": {}})["updates"]
+
+
+def convergence_table(experiments: Mapping[str, Experiment]) -> Table:
+    """Return the table of :func:`convergence_of` through each SSL model."""
+    rows = []
+    updates: dict[int, None] = {}
+    for model, experiment in experiments.items():
+        for criterion, curves in convergence_of(experiment).items():
+            after: dict[int, list[float]] = {}
+            for x, y in curves:
+                for update, value in zip(x, y, strict=True):
+                    after.setdefault(round(update), []).append(value)
+            updates.update(dict.fromkeys(sorted(after)))
+            rows.append((model, criterion, {at: figure(of, 2) for at, of in after.items()}))
+    caption = "MSE of SSL features on the validation set after so many updates of fine-tuning"
+    columns = ["SSL model", "criterion", *(f"{at} updates" for at in updates)]
+    cells = [
+        [Cell(model), Cell(criterion), *(of.get(at, Cell(ABSENT)) for at in updates)]
+        for model, criterion, of in rows
+    ]
+    return Table("Convergence", caption, [Column(name) for name in columns], cells)
+
+
+def convergence_drawing(experiments: Mapping[str, Experiment]) -> Figure:
+    """Draw :func:`convergence_of` through each SSL model, a panel for each."""
+    panels = {
+        f"{model}: MSE": {"updates of fine-tuning": convergence_of(experiment)}
+        for model, experiment in experiments.items()
+    }
+    return convergence_figure(panels, [])

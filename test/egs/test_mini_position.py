@@ -60,7 +60,8 @@ def test_criteria_are_compared_through_models_of_more_and_less_position(recipe):
     text = (exp / "RESULTS.md").read_text()
     for row in ("| conv0     |", "| sin16     | ssl_softdtw |", "| sin16: ssl_softdtw "):
         assert row in text
-    assert (exp / "position.png").exists()
+    assert "| SSL model |   criterion |  3 updates |" in text
+    assert (exp / "position.png").exists() and (exp / "convergence.png").exists()
 
     again = position.run(*options)
     assert again.returncode == 0, again.stderr

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from run_results import differences, results
 from toy_commands import OUTPUTS, tiny_ssl
+from toy_recipes import MINI, Recipe, copy_recipes
 
 from posinv.bin.train_sentencepiece import main as train_sentencepiece
 from posinv.corpora.noisy import Mixing, mix_noise
@@ -247,6 +249,58 @@ def grandchildren(server):
         if stat[0] != "Z":
             parents[int(pid)] = int(stat[1])
     return [pid for pid, parent in parents.items() if parents.get(parent) in parents]
+
+
+# ----------------------------------------------------------------------------------- recipes
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mount a disk of some bytes, or make it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size):
+        again = ["-o", f"remount,size={size}"] if folder.is_mount() else ["-o", f"size={size}"]
+        subprocess.run(["mount", "-t", "tmpfs", *again, "tmpfs", folder], check=True)
+        return folder
+
+    yield resize
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk of a size")
+def test_a_recipe_on_a_disk_that_is_full(disk, fork_server, monkeypatch, tried):
+    """And again, when there is room."""
+    monkeypatch.setenv("POSINV_FORK_SERVER", str(fork_server))
+
+    def run(size):
+        recipe = Recipe(disk(size), "mini/enh1")
+        if not recipe.dir.exists():
+            copy_recipes(disk(size))
+        return recipe, recipe.run(*MINI["enh1"])
+
+    large = 2**30
+    recipe, done = run(large)
+    assert done.returncode == 0, done.stderr
+    unbroken, needed = results(recipe.dir), shutil.disk_usage(recipe.dir).used
+    subprocess.run(["umount", "--lazy", disk(large)], check=True)
+    disk(large)
+    copy_recipes(disk(large))
+    copied = shutil.disk_usage(disk(large)).used
+    for part in range(1, 10):
+        _, done = run(copied + (needed - copied) * part // 10)
+        if done.returncode == 0:  # no room for logs alone
+            continue
+        assert done.returncode == 1
+        lines = done.stderr.splitlines()
+        assert "Traceback" not in done.stderr and "No space left on device" in lines[-1]
+        tried("a recipe on a disk that is full", "one line; went on; results identical")
+    _, done = run(large)
+    assert done.returncode == 0, done.stderr
+    assert differences(results(recipe.dir), unbroken) == {}
 
 
 # ------------------------------------------------------------------------------ only to be read

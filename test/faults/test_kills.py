@@ -3,7 +3,6 @@
 POSINV_FAULT_SEED draws other moments than 0.
 """
 
-import hashlib
 import os
 import random
 import re
@@ -11,24 +10,17 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import torch
+from run_results import differences, results
 from toy_commands import OUTPUTS, tiny_ssl
-from toy_recipes import Recipe, copy_recipes
+from toy_recipes import MINI, Recipe, copy_recipes
 
 SEED = int(os.environ.get("POSINV_FAULT_SEED", 0))
-DATA = ("--local_data_opts", "--minutes 0.4 --dev_minutes 0.1 --test_minutes 0.1")
-OPTIONS = (*DATA, "--token_sets", "train dev test", "--ssl_units", "10")
 # A recipe, and the stages that are killed; stages before them run unbroken.
 SHORT_PARTS = [("enh1", 1, 9), ("ssft1", 5, 7)]
 LONG_PARTS = [("enh1", 1, 5), ("enh1", 6, 9), ("ssft1", 1, 4), ("ssft1", 5, 7)]
-TASKS = {
-    "enh1": ("--criteria", "ssl_mse", "--test_conditions", "clean seen"),
-    "ssft1": ("--methods", "mse"),
-}
 LONG = {
     "enh1": ("--inference_nj", "2"),
     "ssft1": ("--inference_nj", "2", "--pr_lrs", "2e-3 3e-3", "--qbe", "true"),
@@ -46,11 +38,6 @@ ENDS = {
     "Ctrl-C": (os.killpg, signal.SIGINT, 130),
 }
 OUTCOME = "went on; results identical"
-# What tells of a run, not its results: logs, times, records of the command, what shows a training.
-TELLS = re.compile(
-    r".*\.log(\.room)?|.*/log/.*|.*/log|.*/(stages\.tsv|report\.html)|.*/tensorboard/.*|.*\.png"
-    r"|(.*/)?\.lock.*|(.*/)?\.\d+\..*"  # and what a killed process was writing
-)
 
 
 class Broken:
@@ -64,7 +51,7 @@ class Broken:
 
     def __init__(self, recipe: Recipe, first: int, last: int, faults: bool) -> None:
         self.recipe, self.task = recipe, recipe.dir.name
-        self.options = (*OPTIONS, *TASKS[self.task], *(LONG if faults else SHORT)[self.task])
+        self.options = (*MINI[self.task], *(LONG if faults else SHORT)[self.task])
         self.kills = 7 if faults else 1 if first == 1 else 3
         self.seconds = {}
         for stage in range(1, last + 1):
@@ -120,60 +107,6 @@ def wait_for(condition, seconds=30):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-# ------------------------------------------------------------------------------ what is compared
-def results(folder: Path, names: Sequence[str] = ("data", "dump", "exp")) -> dict[str, str]:
-    """Return a digest of each file that a run leaves, by its path."""
-    return {
-        str(path.relative_to(folder)): digest(path)
-        for name in names
-        for path in (folder / name).rglob("*")
-        if path.is_symlink() or path.is_file()
-        if not TELLS.fullmatch(str(path.relative_to(folder)))
-    }
-
-
-def digest(path: Path) -> str:
-    if path.is_symlink():
-        return f"-> {path.readlink()}"
-    if path.suffix == ".pth":
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        if "checkpoint" in path.name:
-            state = [state[name] for name in ("model", "optimizers", "schedulers")]
-        content = b"".join(plain(state))
-    elif path.name == "RESULTS.md":
-        content = "".join(table_cells(path.read_text())).encode()
-    elif path.name == "README.md":  # a model's card
-        content = re.sub(rb"(?m)^- date: .*$", b"", path.read_bytes())
-    elif path.name == "config.yaml":
-        content = re.sub(rb"(?m)^(resume|ngpu): .*$", b"", path.read_bytes())
-    else:
-        content = path.read_bytes()
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-def table_cells(text: str) -> Iterator[str]:
-    """Yield the cells of a page's tables, but those of times."""
-    for table in re.findall(r"(?m)(?:^\|.*\n)+", text):
-        rows = [[cell.strip() for cell in row.split("|")] for row in table.splitlines()]
-        for row in rows:
-            yield from (c for name, c in zip(rows[0], row, strict=True) if name != "minutes")
-
-
-def plain(state: object) -> Iterator[bytes]:
-    """Yield what a checkpoint holds."""
-    if isinstance(state, dict):
-        for key, value in state.items():
-            yield repr(key).encode()
-            yield from plain(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from plain(value)
-    elif isinstance(state, torch.Tensor):
-        yield state.numpy().tobytes()
-    else:
-        yield repr(state).encode()
 
 
 # --------------------------------------------------------------------------------------- kills
@@ -244,11 +177,3 @@ def left_of(pid: int) -> list[str]:
         except OSError:
             pass
     return found
-
-
-def differences(ours: dict[str, str], theirs: dict[str, str]) -> dict[str, tuple]:
-    return {
-        name: (ours.get(name), theirs.get(name))
-        for name in ours.keys() | theirs.keys()
-        if ours.get(name) != theirs.get(name)
-    }
