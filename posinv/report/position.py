@@ -236,6 +236,8 @@ def comparison_figure(probes: Probes, found: Found) -> Figure:
         panel.set_title(test_set, fontsize=9)
         panel.set_xlabel("shift (%)", fontsize=9)
         panel.set_xscale("symlog", linthresh=1)
+        panel.set_xlim(-0.3, 130)
+        panel.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
         panel.tick_params(labelsize=8)
     panels[0].set_ylabel("PER minus ssl_mse's", fontsize=9)
     panels[0].legend(fontsize=8, frameon=False)
