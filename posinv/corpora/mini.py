@@ -4,7 +4,6 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
@@ -19,7 +18,7 @@ from posinv.corpora.prepared import Contents, Prepared, wanted_minutes
 from posinv.data.audio import SAMPLING_RATE, write_audio
 from posinv.data.directory import DataDir
 from posinv.data.files import atomic_folder
-from posinv.data.parallel import call_in_process, map_parallel
+from posinv.data.parallel import map_processes
 from posinv.errors import InputError
 
 SPLITS = ("train", "dev", "test")
@@ -235,11 +234,13 @@ def _prepare_split(
     jobs: Iterator["_Job"], folder: _Folder, minutes: float, nj: int
 ) -> tuple[DataDir, Contents]:
     while folder.samples < minutes * 60 * SAMPLING_RATE:
+        # zip also takes a 17th job, which is lost. To keep it would make another corpus than the
+        # one that the results in egs/ are of.
         batch = [job for job, _ in zip(jobs, range(16), strict=False)]
-        for job, (x, phones) in zip(batch, _speak_all(_speak, batch, nj), strict=True):
+        for spoken in _speak_all(_speak, batch, nj):
             if folder.samples >= minutes * 60 * SAMPLING_RATE:
                 break
-            folder.add(job, x, phones)
+            folder.add(*spoken)
     return folder.finish()
 
 
@@ -252,7 +253,7 @@ def _prepare_queries(text: dict[str, str], folder: _Folder, seed: int, nj: int) 
             continue
         voice = voices[blake2b(word.encode(), digest_size=1).digest()[0] % len(voices)]
         jobs.append(_Job(f"{voice.speaker}-query-{word}", (word,), voice, seed))
-    for job, (x, phones) in zip(jobs, _speak_all(_speak_alone, jobs, nj), strict=True):
+    for job, x, phones in _speak_all(_speak_alone, jobs, nj):
         if len(phones.split()) >= _MIN_QUERY_PHONES:
             folder.add(job, x, phones)
     return folder.finish()[1]
@@ -263,10 +264,10 @@ type _Speech = tuple[np.ndarray, str]  # samples (T,), phonemes
 
 def _speak_all(
     speak: Callable[["_Job"], _Speech], jobs: Iterable["_Job"], nj: int
-) -> Iterator[_Speech]:
+) -> Iterator[tuple["_Job", np.ndarray, str]]:
     # eSpeak's noise and flutter go on from one utterance to the next, even when it is
     # initialised anew: each utterance gets a process of its own.
-    return map_parallel(partial(call_in_process, speak), jobs, nj)
+    return map_processes(lambda job: (job, *speak(job)), jobs, nj)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from posinv.data.audio import read_audio, write_audio
 from posinv.data.directory import DataDir, check_tokens, format_data, validate
 from posinv.data.files import atomic_folder
-from posinv.data.parallel import call_in_process, map_parallel
+from posinv.data.parallel import map_parallel, map_processes
 from posinv.data.tables import read_table, write_table
 from posinv.errors import InputError
 
@@ -362,12 +362,47 @@ def test_map_parallel_says_that_a_process_was_killed():
             os.kill(os.getpid(), signal.SIGKILL)
         return x
 
-    with pytest.raises(InputError, match=r"one of --nj 2 processes was killed"):
-        list(map_parallel(die, range(60), 2))
-    with pytest.raises(InputError, match=r"a process of a single job was killed"):
-        call_in_process(die, 7)
-    with pytest.raises(InputError, match=r"a process of a single job was killed"):
-        list(map_parallel(partial(call_in_process, die), range(60), 2))
+    for mapped in (map_parallel, map_processes):
+        with pytest.raises(InputError, match=r"one of --nj 2 processes was killed"):
+            list(mapped(die, range(60), 2))
+    with pytest.raises(InputError, match=r"one of --nj 1 processes was killed"):
+        list(map_processes(die, [7], 1))
+
+
+@pytest.mark.parametrize("nj", [1, 3])
+def test_map_processes(nj):
+    """Results in order, each job in a process of its own; jobs may be endless."""
+    taken = count()
+    results = map_processes(lambda x: (x, os.getpid()), taken, nj)
+    first = list(islice(results, 20))
+    results.close()
+    assert [x for x, _ in first] == list(range(20))
+    assert len({pid for _, pid in first} | {os.getpid()}) == 21
+    assert next(taken) <= 20 + nj
+    assert list(map_processes(abs, [], nj)) == []
+
+    def refuse(x):
+        raise InputError(f"bad {x}")
+
+    with pytest.raises(InputError, match="bad 0"):
+        list(map_processes(refuse, range(3), nj))
+
+
+def test_map_processes_leaves_no_process():
+    """Where its caller stops early, however little a process has done so far."""
+
+    def work(x):
+        if x:
+            time.sleep(60)
+
+    def children():
+        return subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True).stdout
+
+    before = children()
+    for _ in range(20):
+        for _ in map_processes(work, range(3), 3):
+            break
+        assert children() == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -379,7 +414,7 @@ from posinv.bin.cli import run
 from posinv.data.parallel import map_parallel
 
 def work(_):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # print writes the end of the line apart
     time.sleep(60)
 
 run(lambda: list(map_parallel(work, range(2), 2)))
@@ -398,8 +433,9 @@ run(lambda: list(map_parallel(work, range(2), 2)))
 
 
 def test_map_parallel_needs_a_process():
-    with pytest.raises(InputError, match="--nj 0"):
-        list(map_parallel(abs, [1], 0))
+    for mapped in (map_parallel, map_processes):
+        with pytest.raises(InputError, match="--nj 0"):
+            list(mapped(abs, [1], 0))
 
 
 def test_read_table_lets_values_be_empty_when_asked(tmp_path):
