@@ -1,4 +1,4 @@
-"""What a run of a recipe leaves, so that it can be compared with another run's."""
+"""Compare the results of two runs of a recipe, file by file."""
 
 import hashlib
 import re
@@ -7,21 +7,21 @@ from pathlib import Path
 
 import torch
 
-# What tells of a run, not its results: logs, times, records of the command, what shows a training.
-TELLS = re.compile(
+# Files that may differ though the results are the same: logs, times, records of the command, plots.
+NOT_COMPARED = re.compile(
     r".*\.log(\.room)?|.*/log/.*|.*/log|.*/(stages\.tsv|report\.html)|.*/tensorboard/.*|.*\.png"
     r"|(.*/)?\.lock.*|(.*/)?\.\d+\..*"  # and what a killed process was writing
 )
 
 
 def results(folder: Path, names: Sequence[str] = ("data", "dump", "exp")) -> dict[str, str]:
-    """Return a digest of each file that a run leaves in its folder, by its path."""
+    """Return the digest of each result file of a run; the keys are paths relative to ``folder``."""
     return {
         str(path.relative_to(folder)): digest(path)
         for name in names
         for path in (folder / name).rglob("*")
         if path.is_symlink() or path.is_file()
-        if not TELLS.fullmatch(str(path.relative_to(folder)))
+        if not NOT_COMPARED.fullmatch(str(path.relative_to(folder)))
     }
 
 

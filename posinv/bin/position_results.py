@@ -9,13 +9,9 @@ from pathlib import Path
 from posinv.bin.cli import command_parser, run
 from posinv.data.files import atomic_file
 from posinv.errors import InputError
+from posinv.report.convergence import fine_tuning_curves
 from posinv.report.experiment import Experiment
-from posinv.report.position import (
-    comparison_figure,
-    comparison_tables,
-    convergence_drawing,
-    convergence_table,
-)
+from posinv.report.position import comparison_figure, comparison_tables, convergence_drawing
 from posinv.report.results import provenance, write_results
 from posinv.report.summary import join_summaries, summarise
 
@@ -40,14 +36,16 @@ def main() -> None:
     probes = {name: _probe(experiment.path) for name, experiment in experiments.items()}
     summaries = {name: summarise(experiment) for name, experiment in experiments.items()}
     found = {name: summary.found for name, summary in summaries.items()}
-    position, *differences = comparison_tables(probes, found)
-    tables = [position, convergence_table(experiments), *differences]
-    tables += join_summaries(summaries).tables
+    convergence = {
+        name: fine_tuning_curves(experiment, "ssl_mse")["updates"]
+        for name, experiment in experiments.items()
+    }
+    tables = comparison_tables(probes, convergence, found) + join_summaries(summaries).tables
     body = "\n".join(table.markdown() for table in tables) + "\n" + provenance(args.command)
     print(body, end="")
     drawings = {
         "position.png": comparison_figure(probes, found),
-        "convergence.png": convergence_drawing(experiments),
+        "convergence.png": convergence_drawing(convergence),
     }
     for name, drawing in drawings.items():
         with atomic_file(args.out.with_name(name)) as path:

@@ -52,6 +52,20 @@ def fine_tuning_panels(experiment: Experiment) -> dict[str, Curves]:
     The first are the validation losses, each over its own first value, since the losses of
     different criteria have different units. Then come the statistics that the systems share.
     """
+    panels = {RELATIVE: fine_tuning_curves(experiment, "loss", relative=True)}
+    for name, title in STATISTICS.items():
+        curves = fine_tuning_curves(experiment, name)
+        # One criterion's own loss is in the first panel.
+        if len(curves["updates"]) > 1 or (name != "ssl_mse" and curves["updates"]):
+            panels[title] = curves
+    return panels if panels[RELATIVE]["updates"] else {}
+
+
+def fine_tuning_curves(experiment: Experiment, name: str, relative: bool = False) -> Curves:
+    """Return a statistic of the validation set, of each fine-tuning that measured it.
+
+    If ``relative``, each curve is compared with its own first value, see :func:`_curves`.
+    """
     trainings = {
         experiment.labels[system]: [
             training
@@ -61,13 +75,7 @@ def fine_tuning_panels(experiment: Experiment) -> dict[str, Curves]:
         for system in experiment.systems
         if system not in ("noisy", "enh", "base")
     }
-    panels = {RELATIVE: _curves(trainings, "loss", relative=True)}
-    for name, title in STATISTICS.items():
-        curves = _curves(trainings, name)
-        # One criterion's own loss is in the first panel.
-        if len(curves["updates"]) > 1 or (name != "ssl_mse" and curves["updates"]):
-            panels[title] = curves
-    return panels if panels[RELATIVE]["updates"] else {}
+    return _curves(trainings, name, relative)
 
 
 def head_panels(experiment: Experiment, task: str) -> dict[str, Curves]:

@@ -7,8 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from posinv.report.convergence import STATISTICS, fine_tuning_panels
-from posinv.report.experiment import Experiment
 from posinv.report.pictures import COLOURS, DASHES, Curve, convergence_figure
 from posinv.report.results import ABSENT, ERROR_RATES, SHORT, markdown_table
 from posinv.report.significance import Difference
@@ -121,6 +119,9 @@ def _draw(panel: Axes, title: str, curves: Mapping[str, Sequence[float]]) -> Non
 PROBES = ("r2", "follows")
 Probes = Mapping[str, Mapping[str, Any]]  # position_probe's JSON, by SSL model
 Found = Mapping[str, Sequence[Difference]]  # comparisons of systems, by SSL model
+# MSE of SSL features on the validation set over updates of fine-tuning, for each random seed, by
+# criterion, by SSL model
+Convergence = Mapping[str, Mapping[str, Sequence[Curve]]]
 
 
 def shift_of(probe: Mapping[str, Any]) -> float:
@@ -129,15 +130,16 @@ def shift_of(probe: Mapping[str, Any]) -> float:
     return 100 * front[list(front)[-1]]
 
 
-def comparison_tables(probes: Probes, found: Found) -> list[Table]:
+def comparison_tables(probes: Probes, convergence: Convergence, found: Found) -> list[Table]:
     """Return tables of SSL models that hold more or less position.
 
-    The first says how much; the others how the error rates of the criteria differ from those of
-    ``ssl_mse``, in percentage points.
+    The first says how much, the second how the criteria converge, the others how the error rates
+    of the criteria differ from those of ``ssl_mse``, in percentage points.
 
     Args:
         probes: what ``position_probe`` wrote; the enhanced speech in it is named
             ``<criterion>/<seed>``.
+        convergence: curves of each SSL model.
         found: each SSL model's comparisons.
     """
     first = next(iter(probes.values()))
@@ -172,8 +174,9 @@ def comparison_tables(probes: Probes, found: Found) -> list[Table]:
         f"Position in the layer that the criteria compare, and how much of the drop in the MSE of "
         f"features, from before fine-tuning, is left when the reference is shifted by {last} s"
     )
-    tables = [Table("Position", caption, [Column(name) for name in columns], rows)]
-    return tables + [_difference_table(task, found) for task in ERROR_RATES]
+    position = Table("Position", caption, [Column(name) for name in columns], rows)
+    differences = [_difference_table(task, found) for task in ERROR_RATES]
+    return [position, convergence_table(convergence), *differences]
 
 
 def _percent(share: float) -> Cell:
@@ -194,8 +197,9 @@ def _difference_table(task: str, found: Found) -> Table:
         for system, cells in of_systems.items():
             rows.append([Cell(model), Cell(system), *(cells.get(name, Cell("")) for name in sets)])
     caption = (
-        f"{SHORT[task]} minus that of ssl_mse through the same SSL model, percentage points "
-        "[95 % interval] (* excludes 0)"
+        f"Difference in {SHORT[task]} from ssl_mse with the same SSL model, in percentage points, "
+        "and its 95 % interval (*: the interval excludes 0; a difference below 0 is better than "
+        "ssl_mse)"
     )
     columns = [Column(name) for name in ("SSL model", "criterion", *sets)]
     return Table(f"{SHORT[task]} against ssl_mse", caption, columns, rows)
@@ -239,33 +243,24 @@ def comparison_figure(probes: Probes, found: Found) -> Figure:
         panel.set_xlim(-0.3, 130)
         panel.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
         panel.tick_params(labelsize=8)
-    panels[0].set_ylabel("PER minus ssl_mse's", fontsize=9)
+    panels[0].set_ylabel("PER minus PER of ssl_mse", fontsize=9)
     panels[0].legend(fontsize=8, frameon=False)
     return drawing
 
 
-def convergence_of(experiment: Experiment) -> Mapping[str, Sequence[Curve]]:
-    """Return the MSE of SSL features on the validation set over updates, by criterion.
-
-    Only criteria in whose trainings it was measured; a curve for each random seed.
-    """
-    panels = fine_tuning_panels(experiment)
-    return panels.get(STATISTICS["ssl_mse"], {"updates": {}})["updates"]
-
-
-def convergence_table(experiments: Mapping[str, Experiment]) -> Table:
-    """Return the table of :func:`convergence_of` through each SSL model."""
+def convergence_table(convergence: Convergence) -> Table:
+    """Return the table of the MSE after each epoch of fine-tuning, with each SSL model."""
     rows = []
     updates: dict[int, None] = {}
-    for model, experiment in experiments.items():
-        for criterion, curves in convergence_of(experiment).items():
+    for model, of_criteria in convergence.items():
+        for criterion, curves in of_criteria.items():
             after: dict[int, list[float]] = {}
             for x, y in curves:
                 for update, value in zip(x, y, strict=True):
                     after.setdefault(round(update), []).append(value)
             updates.update(dict.fromkeys(sorted(after)))
             rows.append((model, criterion, {at: figure(of, 2) for at, of in after.items()}))
-    caption = "MSE of SSL features on the validation set after so many updates of fine-tuning"
+    caption = "MSE of SSL features on the validation set, by the number of updates of fine-tuning"
     columns = ["SSL model", "criterion", *(f"{at} updates" for at in updates)]
     cells = [
         [Cell(model), Cell(criterion), *(of.get(at, Cell(ABSENT)) for at in updates)]
@@ -274,10 +269,10 @@ def convergence_table(experiments: Mapping[str, Experiment]) -> Table:
     return Table("Convergence", caption, [Column(name) for name in columns], cells)
 
 
-def convergence_drawing(experiments: Mapping[str, Experiment]) -> Figure:
-    """Draw :func:`convergence_of` through each SSL model, a panel for each."""
+def convergence_drawing(convergence: Convergence) -> Figure:
+    """Draw the MSE over the updates of fine-tuning, one panel for each SSL model."""
     panels = {
-        f"{model}: MSE": {"updates of fine-tuning": convergence_of(experiment)}
-        for model, experiment in experiments.items()
+        f"{model}: MSE": {"updates of fine-tuning": of_criteria}
+        for model, of_criteria in convergence.items()
     }
     return convergence_figure(panels, [])

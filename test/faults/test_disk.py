@@ -257,13 +257,13 @@ def grandchildren(server):
 
 @pytest.fixture
 def disk(tmp_path):
-    """Mount a disk of some bytes, or make it larger."""
+    """Return a function that mounts an empty disk of so many bytes, or resizes the mounted one."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
     def resize(size):
-        again = ["-o", f"remount,size={size}"] if folder.is_mount() else ["-o", f"size={size}"]
-        subprocess.run(["mount", "-t", "tmpfs", *again, "tmpfs", folder], check=True)
+        options = f"{'remount,' * folder.is_mount()}size={size}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
         return folder
 
     yield resize
@@ -274,33 +274,34 @@ def disk(tmp_path):
 @pytest.mark.faults
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk of a size")
 def test_a_recipe_on_a_disk_that_is_full(disk, fork_server, monkeypatch, tried):
-    """And again, when there is room."""
+    """It fails, is run again with a little more room, nine times, and at last with enough."""
     monkeypatch.setenv("POSINV_FORK_SERVER", str(fork_server))
+    large = 2**30
+    folder = disk(large)
+    recipe = Recipe(folder, "mini/enh1")
 
     def run(size):
-        recipe = Recipe(disk(size), "mini/enh1")
-        if not recipe.dir.exists():
-            copy_recipes(disk(size))
-        return recipe, recipe.run(*MINI["enh1"])
+        disk(size)
+        return recipe.run(*MINI["enh1"])
 
-    large = 2**30
-    recipe, done = run(large)
+    copy_recipes(folder)
+    copied = shutil.disk_usage(folder).used
+    done = run(large)
     assert done.returncode == 0, done.stderr
-    unbroken, needed = results(recipe.dir), shutil.disk_usage(recipe.dir).used
-    subprocess.run(["umount", "--lazy", disk(large)], check=True)
+    unbroken, needed = results(recipe.dir), shutil.disk_usage(folder).used
+    subprocess.run(["umount", "--lazy", folder], check=True)
     disk(large)
-    copy_recipes(disk(large))
-    copied = shutil.disk_usage(disk(large)).used
+    copy_recipes(folder)
     for part in range(1, 10):
-        _, done = run(copied + (needed - copied) * part // 10)
-        if done.returncode == 0:  # no room for logs alone
+        done = run(copied + (needed - copied) * part // 10)
+        if done.returncode == 0:  # what did not fit was logs alone, which a run does without
             continue
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         [*_, said] = [line for line in done.stderr.splitlines() if "space" in line]
         assert re.search("(?i)no space (is )?left", said), done.stderr
         tried("a recipe on a disk that is full", "one line; went on; results identical")
-    _, done = run(large)
+    done = run(large)
     assert done.returncode == 0, done.stderr
     assert differences(results(recipe.dir), unbroken) == {}
 
