@@ -9,7 +9,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 def test_quick_run(tmp_path, python):
     out = tmp_path / "out dir"
-    options = ["--quick", "--seconds", "0.5", "--batch", "2", "--updates", "2", "--heads", "1", "2"]
+    options = ["--quick", "--seconds", "0.5", "--batch", "2", "--turns", "2", "--heads", "1", "2"]
     command = [*python, "-m", "bench_superb", *options, "--out", str(out)]
     done = subprocess.run(command, cwd=TOOLS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
