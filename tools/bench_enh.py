@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_softdtw import naive_divergence
-from bench_ssft import CONFIGS
+from bench_ssft import CONFIGS, SSL_MODELS
 from benchmark import (
     Clock,
     Row,
@@ -277,7 +277,7 @@ def main() -> None:
             records += [record(row, args.utterances, rows[0]) for row in rows]
             bars += rows
 
-    sizes = "tiny models" if args.quick else f"master64 and {args.model} Base sizes"
+    sizes = "tiny models" if args.quick else f"master64 and {SSL_MODELS[args.model]} sizes"
     settings = (
         f"- settings: {sizes}, {args.utterances} utterances of {args.seconds:g} s,"
         f" {torch.get_num_threads()} threads, float32, float32_matmul_precision"
@@ -285,7 +285,7 @@ def main() -> None:
     )
     name = f"enh_{args.model}_{args.device}"
     write_benchmark(args.out / f"{name}.csv", settings, COLUMNS, records)
-    title = f"An update of SE fine-tuning, master64 and {args.model} Base, {args.device}"
+    title = f"An update of SE fine-tuning, master64 and {SSL_MODELS[args.model]}, {args.device}"
     plot_phases(bars, PHASES, title, args.out / f"{name}.png")
 
 

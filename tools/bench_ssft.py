@@ -47,6 +47,7 @@ from posinv.models.ssft import SSFTModel
 
 TOLERANCE = 1e-4
 CONFIGS = {"hubert": HubertConfig, "wavlm": WavLMConfig}  # their defaults are the Base models
+SSL_MODELS = {"hubert": "HuBERT-Base", "wavlm": "WavLM-Base"}
 PHASES = ("load", "views", "features", "loss", "backward", "optimiser")
 COLUMNS = (
     *("implementation", "pairs", "updates", "update_ms", "min_ms", "max_ms", "times_posinv"),
@@ -318,7 +319,7 @@ def main() -> None:
         largest = bench.largest(implementations[0]) if on_gpu else None
 
     settings = (
-        f"- settings: {args.model} Base size{', tiny' * args.quick}, {pairs} pairs of"
+        f"- settings: size of {SSL_MODELS[args.model]}{', tiny' * args.quick}, {pairs} pairs of"
         f" {args.seconds:g} s, {torch.get_num_threads()} threads,"
         f" {'bfloat16' if args.bf16 else 'float32'}, float32_matmul_precision {precision}\n"
         f"- the two losses of the same views differ by {difference:.1e} of their value\n"
@@ -331,7 +332,7 @@ def main() -> None:
     name = f"ssft_{args.model}_{args.device}{'_bf16' * args.bf16}"
     records = [record(row, pairs, rows[0]) for row in rows]
     write_benchmark(args.out / f"{name}.csv", settings, COLUMNS, records)
-    title = f"LASER's update, {args.model} Base, {args.device}"
+    title = f"LASER's update, {SSL_MODELS[args.model]}, {args.device}"
     plot_phases(rows, PHASES, title, args.out / f"{name}.png")
 
 

@@ -136,7 +136,7 @@ def plot_phases(rows: Sequence[Row], phases: Sequence[str], title: str, out: Pat
         left += widths
     axes.invert_yaxis()
     axes.set(xlabel="median seconds of an update", title=title)
-    axes.legend(ncols=len(phases), loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    figure.legend(ncols=len(phases), loc="outside lower center")
     save_figure(figure, out)
 
 
