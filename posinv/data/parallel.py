@@ -1,17 +1,21 @@
-"""A function over many jobs, in several processes."""
+"""A function over many jobs, in several forked processes.
+
+Not by ``concurrent.futures``: its pool has threads and locks in the calling process, and a process
+that is forked while a lock is held waits for it for ever. Here, the caller has pipes alone.
+"""
 
 import ctypes
 import os
+import pickle
 import signal
-from collections import deque
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from multiprocessing import active_children, get_context
-from multiprocessing.connection import Connection
+from contextlib import contextmanager
+from itertools import batched, islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 from posinv.errors import InputError
 
@@ -21,6 +25,8 @@ def map_parallel[Job, Result](
 ) -> Iterator[Result]:
     """``map`` in ``nj`` forked processes, results in order; the first error ends it.
 
+    Where the caller stops early, the processes are killed.
+
     Raises:
         InputError: ``nj`` below 1, or a process that was killed.
     """
@@ -29,19 +35,17 @@ def map_parallel[Job, Result](
         yield from map(function, jobs)
         return
     jobs = list(jobs)
-    chunk = min(8, 1 + len(jobs) // (4 * nj))
-    if not jobs:
-        return
-    with ProcessPoolExecutor(nj, get_context("fork"), _remember, (function, os.getpid())) as pool:
-        try:
-            yield from pool.map(_call, jobs, chunksize=chunk)
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():
-                process.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise _killed(nj) from error
-            raise
+    chunks = batched(jobs, min(8, 1 + len(jobs) // (4 * nj)))
+    for results in _map(lambda chunk: [function(job) for job in chunk], chunks, nj, False):
+        yield from results
+
+
+def map_processes[Job, Result](
+    function: Callable[[Job], Result], jobs: Iterable[Job], nj: int
+) -> Iterator[Result]:
+    """As :func:`map_parallel`, but each job gets a new process, and is taken when one is free."""
+    _check(nj)
+    yield from _map(function, jobs, nj, True)
 
 
 def _check(nj: int) -> None:
@@ -49,87 +53,91 @@ def _check(nj: int) -> None:
         raise InputError(f"--nj {nj}: at least 1 process is needed")
 
 
-def _killed(nj: int) -> InputError:
-    return InputError(
-        f"one of --nj {nj} processes was killed, often since memory ran out: give fewer, or make "
-        "memory free"
-    )
+type _Answer = tuple[Any, Exception | None]  # the result, or the error
 
 
-def map_processes[Job, Result](
-    function: Callable[[Job], Result], jobs: Iterable[Job], nj: int
-) -> Iterator[Result]:
-    """As :func:`map_parallel`, but each job gets a new forked process.
-
-    Jobs are taken only when a process is free. Where the caller stops early, the processes that
-    still run are killed.
-
-    Raises:
-        InputError: ``nj`` below 1, or a process that was killed.
-    """
-    _check(nj)
-    jobs = iter(jobs)
-    running: deque[tuple[BaseProcess, Connection]] = deque()
+def _map(function: Callable, jobs: Iterable, nj: int, one_job_each: bool) -> Iterator:
+    processes: dict[Connection, BaseProcess] = {}
+    idle: list[Connection] = []
+    busy: dict[Connection, int] = {}  # the number of the job
+    answers: dict[int, _Answer] = {}
+    numbered = enumerate(jobs)
+    turn = 0
     try:
         while True:
-            running.extend(_start(function, job) for job in islice(jobs, nj - len(running)))
-            if not running:
+            ahead = len(busy) + (len(answers) if one_job_each else 0)
+            for number, job in islice(numbered, nj - ahead):
+                if not idle:
+                    process, connection = _start(function)
+                    processes[connection] = process
+                    idle.append(connection)
+                connection = idle.pop()
+                with _saying_that_it_was_killed(nj):
+                    connection.send(job)
+                busy[connection] = number
+            if not busy:
                 return
-            try:
-                result, error = running[0][1].recv()
-            except EOFError:
-                raise _killed(nj) from None
-            _end(*running.popleft())
-            if error is not None:
-                raise error
-            yield result
+            for connection in cast(list[Connection], wait(busy)):
+                with _saying_that_it_was_killed(nj):
+                    answers[busy.pop(connection)] = connection.recv()
+                if one_job_each:
+                    _end(processes.pop(connection), connection)
+                else:
+                    idle.append(connection)
+            while turn in answers:
+                result, error = answers.pop(turn)
+                turn += 1
+                if error is not None:
+                    raise error
+                yield result
     finally:
-        for process, connection in running:
-            process.kill()
+        for connection, process in processes.items():
             _end(process, connection)
 
 
-def _start(function: Callable, job: Any) -> tuple[BaseProcess, Connection]:
-    context = get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(sender, function, job, os.getpid()))
-    process.start()
-    sender.close()  # else the receiver would not see that the process has ended
-    return process, receiver
-
-
-def _send_result(sender: Connection, function: Callable, job: Any, parent: int) -> None:
-    _end_with(parent)
-    answer: tuple[Any, Exception | None]
+@contextmanager
+def _saying_that_it_was_killed(nj: int) -> Iterator[None]:
     try:
-        answer = (function(job), None)
-    except Exception as error:
-        answer = (None, error)
-    sender.send(answer)
+        yield
+    except (EOFError, OSError) as error:
+        raise InputError(
+            f"one of --nj {nj} processes was killed, often since memory ran out: give fewer, or "
+            "make memory free"
+        ) from error
+
+
+def _start(function: Callable) -> tuple[BaseProcess, Connection]:
+    context = get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(function, theirs, os.getpid()), daemon=True)
+    process.start()
+    theirs.close()  # else the end of the process would not be seen
+    return process, ours
 
 
 def _end(process: BaseProcess, connection: Connection) -> None:
+    process.kill()
     process.join()
     connection.close()
 
 
 _PR_SET_PDEATHSIG = 1
-# A worker's function. The fork inherits it, so that it isn't pickled for each job.
-_function: Callable
 
 
-def _remember(function: Callable, parent: int) -> None:
-    global _function
-    _function = function
-    _end_with(parent)
-
-
-def _end_with(parent: int) -> None:
-    """Let this process be killed when its parent ends; else it would go on, and write."""
+def _work(function: Callable, connection: Connection, parent: int) -> None:
+    # Killed when its parent ends, else it would go on, and write; by Ctrl-C silently.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it had ended before
         os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    while True:
+        connection.send_bytes(_answer(function, connection.recv()))
 
 
-def _call(job: Any) -> Any:
-    return _function(job)
+def _answer(function: Callable, job: Any) -> bytes:
+    """Return a pickled _Answer."""
+    try:
+        return pickle.dumps((function(job), None))
+    except Exception as error:
+        error.add_note(f"In a process of its own:\n{traceback.format_exc()}")
+        return pickle.dumps((None, error))

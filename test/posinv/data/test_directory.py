@@ -1,7 +1,9 @@
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import count, islice
 from pathlib import Path
@@ -352,6 +354,40 @@ def test_map_parallel_keeps_order_and_raises(nj):
 
     with pytest.raises(InputError, match="bad 0"):
         list(map_parallel(refuse, range(3), nj))
+
+
+def test_map_parallel_goes_on_beside_a_long_job(tmp_path):
+    """The first job waits for the last one."""
+
+    def work(x):
+        if x == 59:
+            (tmp_path / "last").touch()
+        deadline = time.monotonic() + 60
+        while x == 0 and not (tmp_path / "last").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return x
+
+    assert list(map_parallel(work, range(60), 2)) == list(range(60))
+
+
+def test_map_parallel_has_no_threads():
+    """A process that is forked while another thread holds a lock may wait for it for ever."""
+    before = threading.active_count()
+    for _ in map_parallel(abs, range(60), 2):
+        assert threading.active_count() == before
+
+
+def test_map_parallel_says_where_an_error_was():
+    def fail(x):
+        return [x][x]
+
+    with pytest.raises(IndexError) as caught:
+        list(map_parallel(fail, range(9), 2))
+    assert "return [x][x]" in caught.value.__notes__[0]
+    # What can't be sent is an error like another.
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        list(map_parallel(lambda x: lambda: x, range(9), 2))
 
 
 def test_map_parallel_says_that_a_process_was_killed():
