@@ -19,6 +19,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.stem != "test_kills")  # what takes longest begins first
     for mark, what in (("full", "a further recipe"), ("faults", "long")):
         if not config.getoption(f"--{mark}"):
             skip = pytest.mark.skip(reason=f"{what}: test/run.sh --{mark} runs it")

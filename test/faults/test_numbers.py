@@ -172,12 +172,12 @@ class Net(nn.Module):
         super().__init__()
         self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 1)
         self.bad = bad
-        self.middle = Middle(bad)
+        self.middle, self.pair = Middle(bad), Pair(bad)
         self.criteria = [Middle("log" if bad == "criterion" else None)]
 
     def forward(self, x, utt_id):
         y = self.second(self.middle(self.first(x)))
-        y = self.criteria[0](y)
+        y, _ = self.pair(self.criteria[0](y))
         loss = (y.sum() * 0).sqrt() if self.bad == "gradient" else y.square().sum()
         return (loss / 0 if self.bad == "loss" else loss), {}, loss.new_full((), len(x))
 
@@ -191,11 +191,23 @@ class Middle(nn.Module):
         return (x - x).log() if self.bad == "log" else x
 
 
+class Pair(nn.Module):
+    """Its output is a tuple, as an LSTM's."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+
+    def forward(self, x):
+        return x, [{"log": (x - x).log() if self.bad == "pair" else x}]
+
+
 @pytest.mark.parametrize(
     "bad, said",
     [
         ("log", r"first module with such a value is middle \(Middle\)"),
         ("criterion", r"first module with such a value is criteria\.0 \(Middle\)"),
+        ("pair", r"first module with such a value is pair \(Pair\)"),
         ("loss", "all modules' outputs are finite: the loss computed from them is not"),
         ("gradient", r"the first gradient that is not is that of (first|second)\."),
         (None, "run once more, loss and gradients are finite"),

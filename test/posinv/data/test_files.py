@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from posinv.data.files import atomic_file, atomic_folder, write_atomic
+from posinv.data.files import atomic_file, atomic_folder, read_text, write_atomic
 from posinv.errors import InputError
 
 
@@ -15,6 +15,13 @@ def test_writes_and_replaces(tmp_path):
     write_atomic(path, "ß\n")
     assert path.read_bytes() == "ß\n".encode()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_text_that_is_not_utf_8_is_refused_by_line(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"a one\nb two\nc \xe9t\xe9\n")
+    with pytest.raises(InputError, match=r"text: line 3: not UTF-8 text .*iconv"):
+        read_text(path)
 
 
 def test_a_failure_leaves_the_old_file(tmp_path):
