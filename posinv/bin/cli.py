@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -43,17 +44,34 @@ def _one_line(error: InputError | OSError) -> str:
     return f"{place}: {error.strerror}: make room or the folder writable, or choose another place"
 
 
+class _TerminatedError(SystemExit):
+    """SIGTERM came."""
+
+
 @cache
 def _exit_on_sigterm() -> None:
     """Leave by SystemExit, which cleans up, in this process; let SIGTERM end its forked workers."""
 
     def leave(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one would break off the cleaning up
-        sys.exit(128 + number)
+        raise _TerminatedError(128 + number)
 
+    show = sys.unraisablehook
+
+    def once_more(unraisable: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised in some places, as in a weak reference's callback."""
+        if unraisable.exc_type is not _TerminatedError:
+            show(unraisable)
+            return
+        signal.signal(signal.SIGTERM, leave)
+        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = once_more
     signal.signal(signal.SIGTERM, leave)
     # A new process must not take a SIGTERM by this handler: Python forgets what arrives between the
-    # fork and its own preparations, and a pool that ends would wait for that worker for ever.
+    # fork and its own preparations, and who ends that process would wait for it for ever.
     sigterm = {signal.SIGTERM}
 
     def in_child() -> None:
