@@ -52,7 +52,7 @@ class Broken:
     def __init__(self, recipe: Recipe, first: int, last: int, faults: bool) -> None:
         self.recipe, self.task = recipe, recipe.dir.name
         self.options = (*MINI[self.task], *(LONG if faults else SHORT)[self.task])
-        self.kills = 8 if faults else 1 if first == 1 else 4
+        self.kills = 8 if faults else 1 if first == 1 else 2
         lasted = re.findall(r" stage (\d+): done in (\d+) s$", self.finish(1, last), re.M)
         self.seconds = {
             int(stage): 1.0 + int(seconds)
