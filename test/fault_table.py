@@ -49,7 +49,8 @@ def write_fault_table(
         failures[area].append(report.nodeid.partition("::")[2])
         rows[area, report.nodeid.partition("::")[2], "FAILED"] += 1
     order = [area for area, _ in AREAS.values()]
-    missing = [name for name, (area, _) in AREAS.items() if area not in {x[0] for x in rows}]
+    tested = {area for area, _, _ in rows}
+    missing = [name for name, (area, _) in AREAS.items() if area not in tested]
     if missing:
         print(f"\nThe table of faults stays as it was: {', '.join(missing)} did not run")
         return
@@ -59,9 +60,9 @@ def write_fault_table(
     ]
     cpus = len(os.sched_getaffinity(0))
     origin = (
-        f"Written by `test/run.sh --faults` on {datetime.now(UTC):%Y-%m-%d}: {platform.system()} "
-        f"{platform.release()}, {cpus} CPUs, Python {platform.python_version()}, torch "
-        f"{torch.__version__}."
+        f"Written by `test/run.sh --faults` on {datetime.now(UTC):%Y-%m-%d}, on "
+        f"{platform.system()} {platform.release()} with {cpus} CPUs, Python "
+        f"{platform.python_version()}, torch {torch.__version__}."
     )
     header = ["", "what was tried", "times", "what happened"]
     block = f"{origin}\n\n{markdown_table(header, table)}"

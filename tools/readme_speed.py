@@ -91,16 +91,19 @@ def superb() -> str:
 def main() -> None:
     """Run the command."""
     body = (
-        "Soft-DTW, value and gradient, 8 pairs of 600 and 560 frames, features 256 wide"
-        " ([softdtw_cpu.csv](results/softdtw_cpu.csv) names machine and versions). In a"
-        " training, torch has just made the cost, and its threads are not at rest:\n\n"
+        "Time for the value and gradient of soft-DTW: a batch of 8 pairs with 600 and 560 frames,"
+        " features of dimension 256 ([softdtw_cpu.csv](results/softdtw_cpu.csv) names machine and"
+        ' versions). "In a training" is measured right after torch has computed the cost, while'
+        ' torch\'s threads are still active; "at rest" is measured after they have stopped:\n\n'
         f"{softdtw()}\n![Time over batch and over length](results/softdtw_cpu.png)\n\n"
-        "An update of LASER, one pair of 12 s, both with float32_matmul_precision medium"
+        "Time for one update of LASER: a batch of one pair of 12 s, float32_matmul_precision medium"
         " ([ssft_hubert_cpu.csv](results/ssft_hubert_cpu.csv),"
         f" [ssft_wavlm_cpu.csv](results/ssft_wavlm_cpu.csv)):\n\n{ssft()}\n"
-        "An update of SE fine-tuning, master64 through HuBERT-Base, one utterance of 12 s"
+        "Time for one update of SE fine-tuning: the enhancement model master64, the frozen SSL"
+        " model HuBERT-Base, a batch of one utterance of 12 s"
         f" ([enh_hubert_cpu.csv](results/enh_hubert_cpu.csv)):\n\n{enh()}\n"
-        "An update of SUPERB's heads on HuBERT-Base, 8 utterances of 2 s"
+        "Time for one update of SUPERB's heads: features of HuBERT-Base, a batch of 8 utterances"
+        " of 2 s"
         f" ([superb_cpu.csv](results/superb_cpu.csv)):\n\n{superb()}"
     )
     write_results(ROOT / "tools" / "README.md", "Tools", body)

@@ -59,7 +59,7 @@ def _exit_on_sigterm() -> None:
     show = sys.unraisablehook
 
     def once_more(unraisable: "sys.UnraisableHookArgs") -> None:
-        """Python drops what is raised in some places, as in a weak reference's callback."""
+        """Send SIGTERM again: Python ignores exceptions in some places, such as a fork's hooks."""
         if unraisable.exc_type is not _TerminatedError:
             show(unraisable)
             return
@@ -70,8 +70,8 @@ def _exit_on_sigterm() -> None:
 
     sys.unraisablehook = once_more
     signal.signal(signal.SIGTERM, leave)
-    # A new process must not take a SIGTERM by this handler: Python forgets what arrives between the
-    # fork and its own preparations, and who ends that process would wait for it for ever.
+    # A forked child must not handle SIGTERM by this handler: Python discards a signal that arrives
+    # before the child has finished its own set-up, and the parent would wait for it for ever.
     sigterm = {signal.SIGTERM}
 
     def in_child() -> None:

@@ -1,7 +1,7 @@
 """A function over many jobs, in several forked processes.
 
-Not by ``concurrent.futures``: its pool has threads and locks in the calling process, and a process
-that is forked while a lock is held waits for it for ever. Here, the caller has pipes alone.
+``concurrent.futures`` is not used: its pool runs threads in the calling process, and a worker that
+is forked while one of them holds a lock can deadlock on it. Here, the caller only has pipes.
 """
 
 import ctypes
@@ -43,7 +43,10 @@ def map_parallel[Job, Result](
 def map_processes[Job, Result](
     function: Callable[[Job], Result], jobs: Iterable[Job], nj: int
 ) -> Iterator[Result]:
-    """As :func:`map_parallel`, but each job gets a new process, and is taken when one is free."""
+    """Like :func:`map_parallel`, but with a new process for each job.
+
+    A job is taken from ``jobs`` only when a process is free, so ``jobs`` may be endless.
+    """
     _check(nj)
     yield from _map(function, jobs, nj, True)
 
@@ -58,7 +61,6 @@ type _Answer = tuple[Any, Exception | None]  # the result, or the error
 
 def _map(function: Callable, jobs: Iterable, nj: int, one_job_each: bool) -> Iterator:
     processes: dict[Connection, BaseProcess] = {}
-    idle: list[Connection] = []
     busy: dict[Connection, int] = {}  # the number of the job
     answers: dict[int, _Answer] = {}
     numbered = enumerate(jobs)
@@ -67,11 +69,10 @@ def _map(function: Callable, jobs: Iterable, nj: int, one_job_each: bool) -> Ite
         while True:
             ahead = len(busy) + (len(answers) if one_job_each else 0)
             for number, job in islice(numbered, nj - ahead):
-                if not idle:
+                connection = next((idle for idle in processes if idle not in busy), None)
+                if connection is None:
                     process, connection = _start(function)
                     processes[connection] = process
-                    idle.append(connection)
-                connection = idle.pop()
                 with _saying_that_it_was_killed(nj):
                     connection.send(job)
                 busy[connection] = number
@@ -82,8 +83,6 @@ def _map(function: Callable, jobs: Iterable, nj: int, one_job_each: bool) -> Ite
                     answers[busy.pop(connection)] = connection.recv()
                 if one_job_each:
                     _end(processes.pop(connection), connection)
-                else:
-                    idle.append(connection)
             while turn in answers:
                 result, error = answers.pop(turn)
                 turn += 1

@@ -372,7 +372,7 @@ def test_map_parallel_goes_on_beside_a_long_job(tmp_path):
 
 
 def test_map_parallel_has_no_threads():
-    """A process that is forked while another thread holds a lock may wait for it for ever."""
+    """A forked process can deadlock on a lock that another thread held at the fork."""
     before = threading.active_count()
     for _ in map_parallel(abs, range(60), 2):
         assert threading.active_count() == before
