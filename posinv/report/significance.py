@@ -352,12 +352,12 @@ def legend(found: Sequence[Difference], labels: Mapping[str, str]) -> str:
     trust = (
         f" and the {len(seeds)} seeds"
         if len(seeds) > 1
-        else " of one seed, which says nothing of another training"
+        else " of one random seed, so it does not cover the variation of another training"
     )
     *others, last = dict.fromkeys(one.measure.partition(" (")[0] for one in found)
     measures = f"{', '.join(others)} and {last}" if others else last
     return (
         f"Differs in {measures}: {explained}. A mark means that the 95 % interval of the "
-        f"difference excludes 0 (paired bootstrap over {number} {unit}{trust}; not corrected for "
+        f"difference excludes 0 (paired bootstrap over {number} {unit}{trust}; no correction for "
         "the number of comparisons)."
     )
