@@ -196,7 +196,8 @@ def test_killed_and_resumed_over_two_processes(exp, options, ranks, two):
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert 3 <= len(read_epochs(killed)) < epochs
+    # An epoch's weights get their final name before its checkpoint does: the third may lack one.
+    assert 2 <= len(read_epochs(killed)) < epochs
     ranks.finish(ranks.start(job))
     np.testing.assert_array_equal(curve(exp / "enh" / "long"), curve(killed))
     first, second = (weights(exp / "enh" / name, epochs) for name in ("long", "killed"))
