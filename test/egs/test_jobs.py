@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -123,6 +124,64 @@ def test_ctrl_c_ends_the_queue(bash):
     while (listing := subprocess.run(alive, capture_output=True, text=True).stdout) != "":
         assert time.monotonic() < deadline + 20, listing
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("end", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_bash_parses(bash, end):
+    """Bash may run a trap in the middle of a $(...), and parse its command as a part of that."""
+    script = 'echo begun\nf() { : "${1:-$(:)}"; }\nwhile :; do f x; done'
+    for _ in range(10):
+        assert_ended(begin(bash, script), end)
+
+
+@pytest.mark.parametrize("end", ["SIGINT", "SIGTERM"])
+def test_the_fork_server_leaves_nothing(bash, end):
+    """A run that is ended at any moment of the server's beginning."""
+    folder = tempfile.TemporaryDirectory(prefix="t")  # the path of a socket must be short
+    script = f"""
+    ln -sfn "$scripts" scripts
+    . ./path.sh
+    unset POSINV_FORK_SERVER
+    export TMPDIR={folder.name}
+    stage=1
+    last_stage=2
+    echo begun
+    use_fork_server
+    sleep 70 & wait
+    """
+    with folder:
+        for i in range(10):
+            process = begin(bash, script)
+            time.sleep(i / 50)
+            assert_ended(process, end)
+            assert list(Path(folder.name).iterdir()) == []
+
+
+def begin(bash, script):
+    """Start a script that says when it has begun, in a process group of its own."""
+    process = subprocess.Popen(
+        bash.command(OPTIONS + script),
+        cwd=bash.folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def assert_ended(process, end):
+    number = signal.Signals[end]
+    send = os.killpg if end == "SIGINT" else os.kill
+    send(process.pid, number)
+    try:
+        error = process.communicate(timeout=20)[1]
+    except subprocess.TimeoutExpired:  # bash loses a SIGINT that comes just as a $(...) ends
+        send(process.pid, number)
+        error = process.communicate(timeout=20)[1]
+    assert error == f"error: ended by {end}; the same command goes on from here\n"
+    assert process.returncode == 128 + number
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGHUP", "guard", "next run"])

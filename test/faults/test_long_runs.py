@@ -58,15 +58,16 @@ def test_memory_files_and_log_of_2000_updates(corpus, tmp_path, python, fork_ser
                     seen.append((epoch, memory, files))
     assert process.returncode == 0, log.read_text()[-3000:]
     early = [row[1:] for row in seen if row[0] in (5, 6)]
-    late = [row[1:] for row in seen if row[0] in (19, 20)]
+    late = [row[1:] for row in seen if row[0] in (18, 19)]
     before, after = (max(memory for memory, _ in rows) for rows in (early, late))
     assert after < before + 10
-    assert max(files for _, files in late) <= max(files for _, files in early)
+    # A checkpoint that is being written is one more for a moment; a leak is there at all times.
+    assert min(files for _, files in late) <= min(files for _, files in early)
     lines = log.read_text().splitlines()
     assert len(lines) < 1000
     tried(
         "a training of 2,000 updates at toy size",
-        f"memory {before:.0f} MB at epoch 5, {after:.0f} MB at 20; open files as before; "
+        f"memory {before:.0f} MB at epoch 5, {after:.0f} MB at 19; open files as before; "
         f"{len(lines)} lines of log",
     )
 

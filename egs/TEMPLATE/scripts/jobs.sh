@@ -29,12 +29,12 @@ use_fork_server() {
         return
     fi
     if [ -z "${POSINV_FORK_SERVER:-}" ]; then
-        POSINV_FORK_SERVER=$(mktemp -d)
-        if [ "${#POSINV_FORK_SERVER}" -gt 80 ]; then  # the path of a socket has 104 characters at most
-            rmdir "$POSINV_FORK_SERVER"
+        _fork_server=$(mktemp -d)
+        if [ "${#_fork_server}" -gt 80 ]; then  # the path of a socket has 104 characters at most
             return
         fi
-        python3 scripts/fork_server.py start "$POSINV_FORK_SERVER" $$
+        POSINV_FORK_SERVER=$_fork_server
+        attend python3 scripts/fork_server.py start "$POSINV_FORK_SERVER" $$
     fi
     PATH=$POSINV_FORK_SERVER/bin:$PATH
 }

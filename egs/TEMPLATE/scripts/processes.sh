@@ -30,9 +30,13 @@ begin_run() {
     _slurm_name=  # of its SLURM jobs
     _signature=$run/$(date -u '+%Y-%m-%d %H:%M')/
     trap _end_run EXIT
-    trap '_stop HUP 129' HUP
-    trap '_stop INT 130' INT
-    trap '_stop TERM 143' TERM
+    # Bash may run a trap while it parses a $(...), and then parses the trap's command up to a ")". At any
+    # other time it never gets to that line, since _stop does not return.
+    local signal end=$'\n)'
+    for signal in HUP INT TERM; do
+        # shellcheck disable=SC2064  # expanded now
+        trap "_stop $signal$end" "$signal"
+    done
 }
 
 # name_slurm_jobs NAME: NAME is that of this run's jobs.
@@ -41,15 +45,16 @@ name_slurm_jobs() {
     _signature+=$1
 }
 
-_stop() {  # _stop SIGNAL STATUS
+_stop() {  # _stop SIGNAL
     trap '' HUP INT TERM
     echo "error: ended by SIG$1; the same command goes on from here" >&2
-    exit "$2"
+    exit $((128 + $(kill -l "$1")))
 }
 
 _end_run() {
     rm -f "${_jobs_done:-}"
     end_processes "$POSINV_RUN"
+    rm -rf "${_fork_server:-}"
     cancel_jobs "$_slurm_name" || true
     unlock "${_locked[@]}"
 }
