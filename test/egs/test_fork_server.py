@@ -138,6 +138,7 @@ def test_signals(python, module, tmp_path, number, status):
 def test_another_posinv_gets_a_python_of_its_own(python, tmp_path):
     package = tmp_path / "posinv"
     package.mkdir()
+    (package / "__init__.py").touch()
     (package / "hello.py").write_text("print('another')")
     command = [python, "-m", "posinv.hello"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
