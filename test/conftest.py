@@ -54,15 +54,19 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ctrl_c():
-    """Let scripts trap Ctrl-C where the tests run in the background of another, ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals():
+    """Let scripts trap Ctrl-C in the background of another script, and SIGHUP under nohup."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
-def fork_server(tmp_path_factory, ctrl_c):
+def fork_server(tmp_path_factory, signals):
     """The folder of a fork server."""
     folder = tmp_path_factory.mktemp("server")
     server = [sys.executable, FORK_SERVER, "start", folder, str(os.getpid())]

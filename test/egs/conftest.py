@@ -11,7 +11,7 @@ SCRIPTS = ROOT / "egs" / "TEMPLATE" / "scripts"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def recipes_use_the_fork_server(fork_server, ctrl_c):
+def recipes_use_the_fork_server(fork_server, signals):
     """Let all recipes of the session share one fork server."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POSINV_FORK_SERVER", str(fork_server))

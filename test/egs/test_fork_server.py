@@ -174,6 +174,22 @@ def test_it_ends_with_its_owner(tmp_path):
     wait_for(lambda: not folder.exists(), 120)
 
 
+def test_ended_when_the_module_has_ended(python, fork_server, module):
+    """A SystemExit of the handler of posinv's commands must not reach the server's code."""
+    name = module("""
+import threading, time
+from posinv.bin.cli import run
+run(lambda: threading.Thread(target=time.sleep, args=(5,)).start())
+print("ended", flush=True)
+""")
+    caller = subprocess.Popen([python, "-m", name], stdout=subprocess.PIPE, text=True)
+    assert caller.stdout.readline() == "ended\n"
+    time.sleep(0.5)
+    caller.terminate()
+    assert caller.wait(3) == 0
+    assert (fork_server / "socket").exists()
+
+
 def test_callers_that_are_killed_or_ended_at_once(python, fork_server, module):
     """At any moment of a fork's beginning; the server stays."""
     name = module("import time; time.sleep(60)")

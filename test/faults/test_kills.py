@@ -93,7 +93,7 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture
-def broken(part, request, tmp_path, fork_server, ctrl_c, monkeypatch):
+def broken(part, request, tmp_path, fork_server, signals, monkeypatch):
     task, first, last = part
     monkeypatch.setenv("POSINV_FORK_SERVER", str(fork_server))
     wait_for((fork_server / "socket").exists, 300)

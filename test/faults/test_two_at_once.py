@@ -41,7 +41,7 @@ WAIT = "wait until it ends, end it, or choose another --expdir"
 
 
 @pytest.fixture
-def recipe(tmp_path, ctrl_c):
+def recipe(tmp_path, signals):
     """A folder of a recipe, RUN; .start(...) begins a run and waits until it is in a stage."""
     folder = tmp_path / "a recipe"
     shutil.copytree(SCRIPTS, folder / "scripts")
