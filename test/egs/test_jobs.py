@@ -180,6 +180,8 @@ def assert_ended(process, end):
     except subprocess.TimeoutExpired:  # bash loses a SIGINT that comes just as a $(...) ends
         send(process.pid, number)
         error = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
     assert error == f"error: ended by {end}; the same command goes on from here\n"
     assert process.returncode == 128 + number
 
