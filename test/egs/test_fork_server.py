@@ -186,8 +186,17 @@ print("ended", flush=True)
     assert caller.stdout.readline() == "ended\n"
     time.sleep(0.5)
     caller.terminate()
-    assert caller.wait(3) == 0
+    assert caller.wait(3) == 143
     assert (fork_server / "socket").exists()
+
+
+def test_output_that_finds_no_room(python, module):
+    """The last output is written when the module has ended."""
+    name = module("print('ended')")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([python, "-m", name], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
 
 
 def test_callers_that_are_killed_or_ended_at_once(python, fork_server, module):

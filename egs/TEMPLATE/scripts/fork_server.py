@@ -23,7 +23,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -216,25 +216,20 @@ def _is_alive(pid: int) -> bool:
 
 # ------------------------------------------------------------------------------------ a fork of it
 def _run(job: dict, descriptors: list[int]) -> NoReturn:
-    """Run a module as ``python3 -m`` does, and end the process, whatever is raised meanwhile.
-
-    The interpreter's own end takes apart all that was imported, which takes 0.7 s.
-    """
+    """Run a module as ``python3 -m`` does, and end the process, whatever is raised meanwhile."""
     status = 1
     try:
-        status = _run_module(job, descriptors)
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
+        of_module = _status_of(_run_module, job, descriptors)
+        of_finish = _status_of(_finish)
+        status = of_module or of_finish
     finally:
         os._exit(status)
 
 
-def _run_module(job: dict, descriptors: list[int]) -> int:
-    """Return the exit status."""
+def _status_of(function: Callable[..., None], *arguments: object) -> int:
+    """Call a function; return the exit status that it gives a process."""
     try:
-        _become(job, descriptors)
-        runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+        function(*arguments)
     except SystemExit as end:
         status = end.code or 0
         if isinstance(status, int):
@@ -245,6 +240,18 @@ def _run_module(job: dict, descriptors: list[int]) -> int:
         sys.excepthook(*sys.exc_info())
         return 1
     return 0
+
+
+def _run_module(job: dict, descriptors: list[int]) -> None:
+    _become(job, descriptors)
+    runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+
+
+def _finish() -> None:
+    """Do what the interpreter does at its end, but for taking apart all imports in 0.7 s."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
 
 
 def _become(job: dict, descriptors: list[int]) -> None:
