@@ -96,14 +96,15 @@ def main() -> None:
         ' versions). "In a training" is measured right after torch has computed the cost, while'
         ' torch\'s threads are still active; "at rest" is measured after they have stopped:\n\n'
         f"{softdtw()}\n![Time over batch and over length](results/softdtw_cpu.png)\n\n"
-        "Time for one update of LASER: a batch of one pair of 12 s, float32_matmul_precision medium"
+        "Training time per update for LASER; the batch is one utterance of 12 s and its perturbed"
+        " copy; float32_matmul_precision is medium"
         " ([ssft_hubert_cpu.csv](results/ssft_hubert_cpu.csv),"
         f" [ssft_wavlm_cpu.csv](results/ssft_wavlm_cpu.csv)):\n\n{ssft()}\n"
-        "Time for one update of SE fine-tuning: the enhancement model master64, the frozen SSL"
-        " model HuBERT-Base, a batch of one utterance of 12 s"
+        "Training time per update for SE fine-tuning; the enhancement model is master64, the frozen"
+        " SSL model HuBERT-Base, the batch one utterance of 12 s"
         f" ([enh_hubert_cpu.csv](results/enh_hubert_cpu.csv)):\n\n{enh()}\n"
-        "Time for one update of SUPERB's heads: features of HuBERT-Base, a batch of 8 utterances"
-        " of 2 s"
+        "Training time per update for SUPERB's heads on HuBERT-Base features; the batch is 8"
+        " utterances of 2 s each"
         f" ([superb_cpu.csv](results/superb_cpu.csv)):\n\n{superb()}"
     )
     write_results(ROOT / "tools" / "README.md", "Tools", body)

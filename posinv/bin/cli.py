@@ -59,7 +59,7 @@ def _exit_on_sigterm() -> None:
     show = sys.unraisablehook
 
     def once_more(unraisable: "sys.UnraisableHookArgs") -> None:
-        """Send SIGTERM again: Python ignores exceptions in some places, such as a fork's hooks."""
+        """Send SIGTERM again if Python ignored the exception, as it does in hooks run at a fork."""
         if unraisable.exc_type is not _TerminatedError:
             show(unraisable)
             return
@@ -70,8 +70,8 @@ def _exit_on_sigterm() -> None:
 
     sys.unraisablehook = once_more
     signal.signal(signal.SIGTERM, leave)
-    # A forked child must not handle SIGTERM by this handler: Python discards a signal that arrives
-    # before the child has finished its own set-up, and the parent would wait for it for ever.
+    # A forked child gets the default action for SIGTERM. A Python handler could miss a signal that
+    # arrives while the child is starting, and the parent would then wait for the child forever.
     sigterm = {signal.SIGTERM}
 
     def in_child() -> None:

@@ -158,7 +158,7 @@ def test_the_fork_server_leaves_nothing(bash, end):
 
 
 def begin(bash, script):
-    """Start a script that says when it has begun, in a process group of its own."""
+    """Start a script in its own process group, and wait until it prints ``begun``."""
     process = subprocess.Popen(
         bash.command(OPTIONS + script),
         cwd=bash.folder,

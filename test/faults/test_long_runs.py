@@ -61,7 +61,7 @@ def test_memory_files_and_log_of_2000_updates(corpus, tmp_path, python, fork_ser
     late = [row[1:] for row in seen if row[0] in (18, 19)]
     before, after = (max(memory for memory, _ in rows) for rows in (early, late))
     assert after < before + 10
-    # A checkpoint that is being written is one more for a moment; a leak is there at all times.
+    # A checkpoint is open only while it is written. A leaked file stays open: the minimum rises.
     assert min(files for _, files in late) <= min(files for _, files in early)
     lines = log.read_text().splitlines()
     assert len(lines) < 1000

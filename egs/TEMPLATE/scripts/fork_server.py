@@ -216,7 +216,7 @@ def _is_alive(pid: int) -> bool:
 
 # ------------------------------------------------------------------------------------ a fork of it
 def _run(job: dict, descriptors: list[int]) -> NoReturn:
-    """Run a module as ``python3 -m`` does, and end the process, whatever is raised meanwhile."""
+    """Run a module as ``python3 -m`` does, then exit, even if an exception was raised."""
     status = 1
     try:
         of_module = _status_of(_run_module, job, descriptors)

@@ -30,8 +30,8 @@ begin_run() {
     _slurm_name=  # of its SLURM jobs
     _signature=$run/$(date -u '+%Y-%m-%d %H:%M')/
     trap _end_run EXIT
-    # Bash may run a trap while it parses a $(...), and then parses the trap's command up to a ")". At any
-    # other time it never gets to that line, since _stop does not return.
+    # Bash can run a trap in the middle of parsing a $(...). It then parses the trap's command as part of
+    # that, and needs a closing ")". Otherwise it never reads the line with ")", because _stop exits.
     local signal end=$'\n)'
     for signal in HUP INT TERM; do
         # shellcheck disable=SC2064  # expanded now
