@@ -249,6 +249,9 @@ def _run_module(job: dict, descriptors: list[int]) -> None:
 
 def _finish() -> None:
     """Do what the interpreter does at its end, but for taking apart all imports in 0.7 s."""
+    for number in SIGNALS:  # Python ignores what a handler raises while it joins the threads
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
