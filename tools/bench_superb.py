@@ -4,7 +4,7 @@ Phoneme (PR) and word (ASR) heads of conf/superb are trained on a frozen HuBERT-
 weights: by heads_train, all at once, with and without its cache in files; and by asr_train, one by
 one, of which one head of each kind is measured and counted as often as there are heads. The audio
 is pink noise with the loudness changes of speech, in FLAC files; the targets are random. All are
-ESPnet trainings of two epochs of --updates updates, each of one batch. The time is ESPnet's own
+ESPnet trainings of two epochs of --updates updates, each of two batches. The time is ESPnet's own
 "train_time": the seconds from one update to the next, the mean of the second epoch; of the last
 head, which begins an epoch, and makes each update, after all others. All trainings take turns, and
 the least of a training's times counts: a machine's speed changes over minutes.
@@ -49,6 +49,7 @@ UPDATES = {"pr": 100_000, "asr": 200_000}
 SWEPT = {"pr": 0.02, "asr": 0.05}  # of the updates, in S3PRL's practice
 SWEEP_UPDATES = 10_000
 UTTERANCES, SECONDS, CORPUS = 32, 12.7, 28_539  # of an update; their length; of train-clean-100
+BATCHES = 2  # of an update, in conf/superb
 COLUMNS = ("phoneme_heads", "word_heads", "cache", "update_s", "separate_s", "times", "possible")
 
 Heads = tuple[int, int]  # phoneme and word heads
@@ -70,7 +71,7 @@ class Bench:
         self.size = config.hidden_size
         HubertModel(config).save_pretrained(folder / "ssl")
         samples = int(args.seconds * SAMPLING_RATE)
-        files = write_flac(folder, args.updates * args.batch, samples)
+        files = write_flac(folder, args.updates * BATCHES * args.batch, samples)
         rng = np.random.default_rng(0)
         lists = {"wav.scp": files, "shape": [samples] * len(files)}
         for task, (kinds, rate) in TOKENS.items():
@@ -119,8 +120,9 @@ class Bench:
             ]
         return [
             *words,
-            *("--batch_size", str(self.args.batch), "--accum_grad", "1", "--max_epoch", "2"),
-            *("--num_iters_per_epoch", str(self.args.updates), "--log_level", "ERROR"),
+            *("--batch_size", str(self.args.batch), "--accum_grad", str(BATCHES)),
+            *("--max_epoch", "2", "--num_iters_per_epoch", str(self.args.updates * BATCHES)),
+            *("--log_level", "ERROR"),
             *("--ngpu", str(int(self.args.device == "cuda")), "--use_amp", str(self.args.bf16)),
             *("--num_workers", "4" if self.args.device == "cuda" else "0"),
         ]
@@ -233,7 +235,7 @@ def main() -> None:
     parser = benchmark_parser(__doc__, "tiny models, to test the script itself")
     add = parser.add_argument
     add("--heads", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of phoneme heads")
-    add("--batch", type=int, default=8, help="utterances in an update (default: 8)")
+    add("--batch", type=int, default=16, help="utterances in a batch (default: 16)")
     add("--seconds", type=float, default=2.0, help="length of an utterance (default: 2)")
     add("--updates", type=int, default=2, help="updates measured in a training (default: 2)")
     add("--turns", type=int, default=3, help="trainings of each kind, in turn (default: 3)")
@@ -242,12 +244,12 @@ def main() -> None:
     check_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         times = measure(Bench(Path(folder), args), args.heads, args.turns)
-    scale = UTTERANCES * SECONDS / (args.batch * args.seconds) / 3600
+    scale = UTTERANCES * SECONDS / (BATCHES * args.batch * args.seconds) / 3600
     totals = times.totals()
     settings = (
-        f"- {'tiny model' if args.quick else 'HuBERT-Base'}, {args.batch} utterances of "
-        f"{args.seconds:g} s in an update, {args.updates} updates, least of {args.turns} turns, "
-        f"{args.device}, {torch.get_num_threads()} threads{', bfloat16' * args.bf16}\n"
+        f"- {'tiny model' if args.quick else 'HuBERT-Base'}, {BATCHES} batches of {args.batch} "
+        f"utterances of {args.seconds:g} s in an update, {args.updates} updates, least of "
+        f"{args.turns} turns, {args.device}, {torch.get_num_threads()} threads{', bfloat16' * args.bf16}\n"
         f"- one model's evaluation on LibriSpeech, {MIX[0]} PR and {MIX[1]} ASR heads, on this "
         "machine: "
         + "; ".join(f"{name} {seconds * scale:,.0f} h" for name, seconds in totals.items())
