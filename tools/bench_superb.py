@@ -249,7 +249,8 @@ def main() -> None:
     settings = (
         f"- {'tiny model' if args.quick else 'HuBERT-Base'}, {BATCHES} batches of {args.batch} "
         f"utterances of {args.seconds:g} s in an update, {args.updates} updates, least of "
-        f"{args.turns} turns, {args.device}, {torch.get_num_threads()} threads{', bfloat16' * args.bf16}\n"
+        f"{args.turns} turns, {args.device}, {torch.get_num_threads()} threads"
+        f"{', bfloat16' * args.bf16}\n"
         f"- one model's evaluation on LibriSpeech, {MIX[0]} PR and {MIX[1]} ASR heads, on this "
         "machine: "
         + "; ".join(f"{name} {seconds * scale:,.0f} h" for name, seconds in totals.items())
