@@ -99,6 +99,52 @@ def test_jobs_run_together_and_one_failure_fails_all(bash):
     assert bash(OPTIONS + script.replace("!= 0.2", "!= none")).returncode == 0
 
 
+def test_a_job_after_another(bash):
+    script = """
+    job() { sleep "$1"; echo "$1" >> done; [ "$1" != "$failing" ]; }
+    failing=$2
+    _stage_title="stage 1"
+    queue job 1; queue job 0.2
+    _stage_title="stage 2"
+    queue after "job 1" job 0.1; queue after "job never queued" job 0; queue after "job 0.2" job 0.3
+    wait_jobs
+    echo on
+    """
+
+    def run(failing):
+        (bash.folder / "done").unlink(missing_ok=True)
+        done = bash(OPTIONS + script.replace("$2", failing), "--train_nj", 3)
+        return done, (bash.folder / "done").read_text().split()
+
+    done, ended = run("none")
+    assert done.stdout == "on\n", done.stderr
+    assert ended.index("1") < ended.index("0.1")
+    assert ended.index("0.2") < ended.index("0.3")
+    assert ended.index("0") < ended.index("1")
+    assert len(ended) == 5
+    done, ended = run("1")
+    assert done.returncode != 0
+    assert "0.1" not in ended and len(ended) == 4
+    assert "job 0.1: left out, since this failed: job 1" in done.stdout
+    assert "error: stage 1, stage 2: 2 of the jobs failed" in done.stderr
+
+
+def test_the_next_stage_does_not_start_after_a_failure(bash):
+    script = """
+    job() { echo "$1" >> done; [ "$1" != failing ]; }
+    _stage_title="stage 1"
+    queue job failing; queue job another
+    _stage_title="stage 2"
+    queue job next
+    echo on
+    """
+    done = bash(OPTIONS + script, "--train_nj", 1)
+    assert done.returncode != 0
+    assert "error: stage 1: 1 of the jobs failed" in done.stderr
+    assert (bash.folder / "done").read_text().split() == ["failing", "another"]
+    assert done.stdout == ""
+
+
 def test_jobs_are_counted_however_many_and_however_they_end(bash):
     """Bash itself forgets how old jobs ended; a killed job is a failed one."""
     script = """

@@ -15,16 +15,16 @@ opt train_nj 2 "jobs"
 expdir="an exp"
 opt number many "an option that stages.sh has a variable of"
 parse_options "$@"
-job() { sleep 1; echo did "$1"; }
+job() { sleep "$2"; echo did "$1"; }
 if begin_stage 1 "a title"; then
     echo "did one, $number"
     end_stage
 fi
 if begin_stage 2 "trains" train; then
-    queue job two
+    queue job two 1
 fi
 if begin_stage 3 "trains, too" train; then
-    queue job three
+    queue job three 4
 fi
 end_stage
 if begin_stage 4 "evaluates" eval; then
@@ -65,7 +65,7 @@ def test_all_stages(stages):
     ]
     times = r"all done in \d+ s; stages 1: \d+ s, 2: \d+ s, 3: \d+ s, 4: \d+ s"
     assert re.fullmatch(times, lines.pop())
-    # Stages 2 and 3 run at the same time.
+    # Stages 2 and 3 run at the same time; each took until its own job ended.
     assert lines[:5] == [
         "stage 1: a title",
         "stage 1: done in 0 s",
@@ -74,6 +74,7 @@ def test_all_stages(stages):
         lines[4],
     ]
     assert lines[4] in ("stage 2: done in 1 s", "stage 2: done in 2 s")
+    assert lines[5] in ("stage 3: done in 4 s", "stage 3: done in 5 s")
 
 
 @pytest.mark.parametrize(

@@ -41,38 +41,70 @@ use_fork_server() {
 
 # ------------------------------------------------------------------------------ side by side
 # queue FUNCTION [ARG ...]: run FUNCTION in the background, at most --train_nj at once. wait_jobs
-# waits for all of them, and fails if one failed.
+# waits for all of them, and fails if one failed. A stage's first job is not started if a job of the
+# stage before has failed by then.
 _jobs_queued=0
 _jobs_done=
+_jobs_of=  # the titles of the stages that they belong to
+_job_ends=  # lines "STAGE SECONDS": when the jobs that wait_jobs waited for have ended
+declare -A _job_pids=()
 queue() {
+    local title=${_stage_title:-jobs}
     while [ "$(jobs -rp | wc -l)" -ge "$train_nj" ]; do
         _show_progress
     done
     # A line in a file for each job that ends well, since bash forgets the exit status of a job
     # whose process id is used again.
     _jobs_done=${_jobs_done:-$(mktemp)}
+    if [[ $_jobs_of != *"$title" ]]; then
+        if [ $((_jobs_queued - $(jobs -rp | wc -l))) -gt "$(wc -l < "$_jobs_done")" ]; then
+            wait_jobs
+        fi
+        _jobs_of+=${_jobs_of:+, }$title
+    fi
     (
         use_threads "$train_nj"
         "$@"
-        echo ok >> "$_jobs_done"
+        echo "${_stage_number:-0} $SECONDS $*" >> "$_jobs_done"
     ) &
+    _job_pids["$*"]=$!
     _jobs_queued=$((_jobs_queued + 1))
 }
 
 wait_jobs() {
-    local failed
+    local failed of=$_jobs_of
     [ "$_jobs_queued" -gt 0 ] || return 0
     while [ -n "$(jobs -rp)" ]; do
         _show_progress
     done
     wait
     failed=$((_jobs_queued - $(wc -l < "$_jobs_done")))
+    _job_ends=$(cut -d ' ' -f 1,2 "$_jobs_done")
     rm -f "$_jobs_done"
     _jobs_queued=0
     _jobs_done=
+    _jobs_of=
+    _job_pids=()
     if [ "$failed" -gt 0 ]; then
-        die "${_stage_title:-jobs}: $failed of the jobs failed"
+        die "$of: $failed of the jobs failed"
     fi
+}
+
+# after JOB FUNCTION [ARG ...]: run FUNCTION when JOB, a function with its arguments, has ended; fail if it
+# failed. If it is not queued, run FUNCTION at once. For use with queue.
+after() {
+    local job=$1
+    shift
+    if [ -n "${_job_pids[$job]:-}" ]; then
+        while kill -0 "${_job_pids[$job]}" 2> /dev/null; do
+            sleep 0.5
+        done
+        if ! cut -d ' ' -f 3- "$_jobs_done" | grep -qxF -- "$job"; then
+            log "$*: left out, since this failed: $job"
+            return 1
+        fi
+    fi
+    "$@"
 }
 
 # Sleep a little; on a terminal, show the epoch of each training that is under way.

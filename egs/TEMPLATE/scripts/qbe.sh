@@ -31,8 +31,9 @@ qbe_sets() {
     fi
 }
 
-# queue_qbe SYSTEM SEED SSL_MODEL [ENHANCEMENT]: queue qbe, if --qbe says so. Models that no seed has
-# changed are searched once, for the first seed; the others have links to it.
+# queue_qbe SYSTEM SEED SSL_MODEL [ENHANCEMENT]: queue qbe, if --qbe says so, for when SYSTEM is
+# fine-tuned. Models that no seed has changed are searched once, for the first seed; the others have
+# links to it.
 queue_qbe() {
     local dir=$expdir/seed$2/$1 first=${seeds%% *}
     [ "$qbe" = true ] || return 0
@@ -40,7 +41,7 @@ queue_qbe() {
     if [ "$2" != "$first" ] && [[ " base noisy enh " == *" $1 "* ]]; then
         ln -sfn "../../seed$first/$1/qbe" "$dir/qbe"
     else
-        queue qbe "$dir/qbe" "$3" "${4:-}"
+        queue after "finetune $1 $2" qbe "$dir/qbe" "$3" "${4:-}"
     fi
 }
 

@@ -28,23 +28,31 @@ begin_stage() {
         return 1
     fi
     log "stage $number: $2"
+    _stage_number=$number
     _stage_title="stage $number ($2)"
     _open_stages+=("$number $SECONDS $2")
 }
 
 # end_stage: wait for the jobs of the stages that have begun, and say how long these took, also in
-# $expdir/stages.tsv, for the report.
+# $expdir/stages.tsv, for the report. Of several stages, each took until its last job ended.
 end_stage() {
-    local entry number start title record=$expdir/stages.tsv
+    local entry number start title end now record=$expdir/stages.tsv
     wait_jobs
+    printf -v now '%(%s)T' -1
     for entry in "${_open_stages[@]}"; do
         read -r number start title <<< "$entry"
-        log "stage $number: done in $((SECONDS - start)) s"
-        _stage_times+=("$number: $((SECONDS - start)) s")
+        end=$SECONDS
+        if [ "${#_open_stages[@]}" -gt 1 ]; then
+            end=$(awk -v stage="$number" -v end="$start" \
+                '$1 == stage && $2 > end { end = $2 } END { print end }' <<< "$_job_ends")
+        fi
+        log "stage $number: done in $((end - start)) s"
+        _stage_times+=("$number: $((end - start)) s")
         mkdir -p "$expdir"
         [ -e "$record" ] || printf 'stage\ttitle\tseconds\tended\tcommand\n' > "$record"
-        printf '%s\t%s\t%s\t%s\t%s\n' "$number" "$title" $((SECONDS - start)) \
-            "$(date -u '+%Y-%m-%d %H:%M')" "${RECIPE_COMMAND:-$0}" >> "$record"
+        printf '%s\t%s\t%s\t%s\t%s\n' "$number" "$title" $((end - start)) \
+            "$(TZ=UTC0 printf '%(%Y-%m-%d %H:%M)T' $((now - SECONDS + end)))" \
+            "${RECIPE_COMMAND:-$0}" >> "$record"
     done
     _open_stages=()
 }

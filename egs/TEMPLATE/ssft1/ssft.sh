@@ -91,18 +91,19 @@ if begin_stage 5 "fine-tune the SSL model" train; then
             queue finetune "$method" "$seed"
         done
     done
-    end_stage
 fi
+# A system is judged when it is fine-tuned; others may still be.
 if begin_stage 6 "PR and ASR heads, decode, PER, WER; --qbe" eval; then
     for seed in $seeds; do
         for system in $systems; do
-            queue measure_collapse "$system" "$seed"
-            queue superb "$expdir/seed$seed/$system/superb" "$(model_of "$system" "$seed")" "$seed"
+            queue after "finetune $system $seed" measure_collapse "$system" "$seed"
+            queue after "finetune $system $seed" superb "$expdir/seed$seed/$system/superb" \
+                "$(model_of "$system" "$seed")" "$seed"
             queue_qbe "$system" "$seed" "$(model_of "$system" "$seed")"
         done
     done
-    end_stage
 fi
+end_stage
 if begin_stage 7 "table of results, report"; then
     check_systems
     searched=$(qbe_sets)
