@@ -13,11 +13,11 @@ check_cmd_backend() {
 }
 
 # use_threads JOBS: set the number of threads of a job that shares this machine with others, JOBS in
-# all. A thread that waits may keep a processor busy for some 10 microseconds only: OpenMP's 3 ms have
-# made an LSTM 70 times slower on a shared machine; without any, 2 threads are no faster than 1.
+# all. A thread that waits must not keep a processor busy meanwhile: on a shared machine that has
+# made an LSTM 70 times slower.
 use_threads() {
     OMP_NUM_THREADS=$(($(nproc) / $1 > 0 ? $(nproc) / $1 : 1))
-    export OMP_NUM_THREADS OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000
+    export OMP_NUM_THREADS OMP_WAIT_POLICY=PASSIVE
 }
 use_threads 1
 
