@@ -44,9 +44,11 @@ class Alignment:
 
 def align_features(x: Tensor, y: Tensor, gamma: float) -> Alignment:
     """Align two feature sequences (N, D) and (M, D) by soft-DTW, and by DTW."""
-    x, y = (functional.normalize(z.detach().float().cpu(), dim=1) for z in (x, y))
+    x, y = (functional.normalize(z.detach().double().cpu(), dim=1) for z in (x, y))
     distance = (2 - 2 * x @ y.T).clamp(min=0)
-    expected, hard = (soft_alignment(distance, gamma=value) for value in (gamma, 0.0))
+    # In float32, for which set-up has compiled soft-DTW: for float64 it would take up to a minute.
+    cost = distance.float()
+    expected, hard = (soft_alignment(cost, gamma=value) for value in (gamma, 0.0))
     path = torch.nonzero(hard > 0.5)
     return Alignment(distance.numpy(), expected.numpy(), path.numpy())
 
