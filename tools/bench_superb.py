@@ -5,9 +5,10 @@ weights: by heads_train, all at once, with and without its cache in files; and b
 one, of which one head of each kind is measured and counted as often as there are heads. The audio
 is pink noise with the loudness changes of speech, in FLAC files; the targets are random. All are
 ESPnet trainings of two epochs of --updates updates, each of two batches. The time is ESPnet's own
-"train_time": the seconds from one update to the next, the mean of the second epoch; of the last
-head, which begins an epoch, and makes each update, after all others. All trainings take turns, and
-the least of a training's times counts: a machine's speed changes over minutes.
+"train_time": the seconds from one update to the next, the mean of the second epoch. For heads at
+once it is the last head's, which covers all: this head begins an epoch, and makes each update,
+after the others. All trainings take turns, and the least of a training's times counts: a machine's
+speed changes over minutes.
 
 A front end that takes F, and heads that take p and a, need F + (heads' p and a) at once, and
 F more for each head by itself. The row "possible" of the mix says how many times faster that is at

@@ -103,8 +103,8 @@ def main() -> None:
         "Training time per update for SE fine-tuning; the enhancement model is master64, the frozen"
         " SSL model HuBERT-Base, the batch one utterance of 12 s"
         f" ([enh_hubert_cpu.csv](results/enh_hubert_cpu.csv)):\n\n{enh()}\n"
-        "Training time per update for SUPERB's heads on HuBERT-Base features; an update is two"
-        " batches of 16 utterances of 2 s"
+        "Training time per update for SUPERB's heads on HuBERT-Base features; an update has two"
+        " batches, each of 16 utterances of 2 s"
         f" ([superb_cpu.csv](results/superb_cpu.csv)):\n\n{superb()}"
     )
     write_results(ROOT / "tools" / "README.md", "Tools", body)

@@ -377,17 +377,18 @@ def _position(embedding: _Module, x: Tensor, valid: Tensor) -> Tensor:
         return x.mT
     if getattr(embedding, "batch_norm", None) is not None:
         x = _batch_norm(embedding.batch_norm, x).masked_fill(padding, 0.0)
-    return embedding.activation(embedding.padding(_positional(embedding.conv, x))).mT
+    return embedding.activation(embedding.padding(_positional_convolution(embedding.conv, x))).mT
 
 
-def _positional(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """Compute the positional convolution of (B, D, F); in float32 where bfloat16 may be wrong.
+def _positional_convolution(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Convolve (B, D, F); bfloat16 on a CPU is computed in float32.
 
-    On CPUs with AMX, oneDNN gives wrong numbers in bfloat16 for 2 to 12 channels in a group and
-    kernels like 16 or 32, as small models have (torch 2.13; see pytorch's issue 163347).
+    On CPUs with AMX, oneDNN's results in bfloat16 are wrong for 2 to 12 channels in a group and
+    kernel sizes such as 16 or 32, which small models have (torch 2.13; see pytorch issue 163347).
     """
-    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
-    if x.is_cuda or torch.bfloat16 not in (x.dtype, autocast):
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    if x.is_cuda or dtype != torch.bfloat16:
         return conv(x)
     weight, bias = conv.weight.float(), None if conv.bias is None else conv.bias.float()
     with torch.autocast("cpu", enabled=False):

@@ -65,7 +65,7 @@ def test_all_stages(stages):
     ]
     times = r"all done in \d+ s; stages 1: \d+ s, 2: \d+ s, 3: \d+ s, 4: \d+ s"
     assert re.fullmatch(times, lines.pop())
-    # Stages 2 and 3 run at the same time; each took until its own job ended.
+    # Stages 2 and 3 run at the same time; the time of each ends with its own job.
     assert lines[:5] == [
         "stage 1: a title",
         "stage 1: done in 0 s",

@@ -45,8 +45,8 @@ use_fork_server() {
 # stage before has failed by then.
 _jobs_queued=0
 _jobs_done=
-_jobs_of=  # the titles of the stages that they belong to
-_job_ends=  # lines "STAGE SECONDS": when the jobs that wait_jobs waited for have ended
+_jobs_of=  # titles of the stages whose jobs are queued
+_job_ends=  # lines "STAGE SECONDS" of the jobs that wait_jobs has waited for: when they ended
 declare -A _job_pids=()
 queue() {
     local title=${_stage_title:-jobs}

@@ -30,8 +30,9 @@ begin_run() {
     _slurm_name=  # of its SLURM jobs
     _signature=$run/$(date -u '+%Y-%m-%d %H:%M')/
     trap _end_run EXIT
-    # Bash can run a trap in the middle of parsing a $(...). It then parses the trap's command as part of
-    # that, and needs a closing ")". Otherwise it never reads the line with ")", because _stop exits.
+    # Bash can run a trap while it parses a $(...). It then takes the trap's command for a part of the
+    # $(...), and fails if there is no closing ")". So the command has a second line, ")". At other times
+    # bash doesn't reach that line, because _stop exits.
     local signal end=$'\n)'
     for signal in HUP INT TERM; do
         # shellcheck disable=SC2064  # expanded now

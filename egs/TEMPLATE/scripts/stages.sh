@@ -34,7 +34,7 @@ begin_stage() {
 }
 
 # end_stage: wait for the jobs of the stages that have begun, and say how long these took, also in
-# $expdir/stages.tsv, for the report. Of several stages, each took until its last job ended.
+# $expdir/stages.tsv, for the report. If several stages have begun, the time of each ends with its own last job.
 end_stage() {
     local entry number start title end now record=$expdir/stages.tsv
     wait_jobs

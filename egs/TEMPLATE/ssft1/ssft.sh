@@ -92,7 +92,7 @@ if begin_stage 5 "fine-tune the SSL model" train; then
         done
     done
 fi
-# A system is judged when it is fine-tuned; others may still be.
+# Each system is evaluated as soon as it is fine-tuned, even if others are still in stage 5.
 if begin_stage 6 "PR and ASR heads, decode, PER, WER; --qbe" eval; then
     for seed in $seeds; do
         for system in $systems; do
